@@ -1,0 +1,1 @@
+"""Shards on disk -> `Clip` batches on every rank."""

@@ -1,0 +1,216 @@
+"""From the members of one sample to the fields of a `Clip`: what every kind of clip shares.
+
+A decoder returns the fields of one clip without the batch axis; `collate` stacks them. It draws nothing by itself:
+where a sub-clip starts or which caption is taken comes from `Draws`, a pure function of the plan position.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.reading import Sample
+from datamodules.shards import DatasetInfo
+from longtake.errors import BadSampleError
+from longtake.keyed import keyed_below
+from longtake.types import Clip
+
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random draws of one clip.
+
+    Attributes:
+        key: what they depend on, (seed, plan position) in training; None makes every draw 0 (validation).
+    """
+
+    key: tuple[int | str, ...] | None
+
+    def below(self, bound: int, purpose: str) -> int:
+        """Returns an integer in [0, bound), always the same for the same key and purpose."""
+        return 0 if self.key is None else keyed_below(bound, *self.key, purpose)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which pixel frames of a sample are wanted: `num_frames` of them, `stride` apart.
+
+    Attributes:
+        start: first frame, or None to draw it.
+        num_frames: frames of the sub-clip.
+        stride: frames of the sample from one frame of the sub-clip to the next.
+    """
+
+    start: int | None
+    num_frames: int
+    stride: int = 1
+
+    @property
+    def span(self) -> int:
+        """Frames of the sample from the first to the last one wanted, both included."""
+        return (self.num_frames - 1) * self.stride + 1
+
+    def place(self, available: int, draws: Draws) -> Window:
+        """Returns the window with its start drawn. Raises BadSampleError where the sample is too short."""
+        if available < self.span + (self.start or 0):
+            raise BadSampleError(f"has {available} frames; {self.span} are needed from frame {self.start or 0} on")
+        if self.start is not None:
+            return self
+        return Window(draws.below(available - self.span + 1, "start"), self.num_frames, self.stride)
+
+    def frames(self) -> range:
+        """Returns the frame numbers; the start must be known."""
+        assert self.start is not None, "the start of a window is drawn before its frames are listed"
+        return range(self.start, self.start + self.span, self.stride)
+
+
+class Decoder(Protocol):
+    """Turns one sample into the fields of one clip."""
+
+    def __call__(self, sample: Sample, window: Window, draws: Draws) -> Fields:
+        """Returns the fields without the batch axis. Raises BadSampleError for a sample that cannot be used."""
+        ...
+
+
+def read_array(sample: Sample, member: str) -> np.ndarray:
+    """Returns an .npy member. Pickled arrays are refused: nothing that is read is executed."""
+    try:
+        return np.load(io.BytesIO(sample.read(member)), allow_pickle=False)
+    except BadSampleError:
+        raise
+    except Exception as error:  # numpy raises ValueError, EOFError, SyntaxError, ... on damaged headers
+        raise BadSampleError(f"member {member!r} is no array: {error}") from error
+
+
+def read_rows(sample: Sample, member: str, window: Window, columns: int, reduce: str = "last") -> Tensor | None:
+    """Returns the rows of a per-frame table that belong to the frames of a window, float32 [t columns], or None.
+
+    Args:
+        sample: the sample.
+        member: "actions.npy" or "states.npy".
+        window: with its start known.
+        columns: expected number; 0 where the set has no such table.
+        reduce: how the rows between two frames of a strided window become one: "last", "mean", "sum" or "max".
+
+    Raises:
+        BadSampleError: missing, of a wrong shape, with too few rows, or with values that are not finite.
+    """
+    if columns == 0:
+        return None
+    table = read_array(sample, member)
+    frames = window.frames()
+    if table.ndim != 2 or table.shape[1] != columns or table.shape[0] <= frames[-1]:
+        raise BadSampleError(f"{member} has shape {table.shape}; expected ({frames[-1] + 1} or more, {columns})")
+    if table.dtype.kind not in "fiub":
+        raise BadSampleError(f"{member} holds {table.dtype}; expected numbers")
+    rows = torch.from_numpy(table.astype(np.float32))
+    if window.stride > 1 and reduce != "last":
+        padded = torch.cat([rows.new_zeros(window.stride, columns), rows])
+        spans = torch.stack([padded[frame + 1 : frame + 1 + window.stride] for frame in frames])
+        rows = {"mean": spans.mean, "sum": spans.sum, "max": spans.amax}[reduce](dim=1)
+    else:
+        rows = rows[frames.start : frames.stop : frames.step].clone()
+    if not torch.isfinite(rows).all():
+        raise BadSampleError(f"{member} holds values that are not finite")
+    return rows
+
+
+def read_actions(sample: Sample, window: Window, columns: int, reduce: str = "last") -> Tensor | None:
+    """Returns the actions of a window, float32 [t a]: row t produced frame t, and row 0 is null (zeros).
+
+    What led to the first frame is not known in a rollout either, so it is not shown in training.
+    """
+    rows = read_rows(sample, "actions.npy", window, columns, reduce)
+    if rows is not None:
+        rows[0] = 0
+    return rows
+
+
+def read_caption(sample: Sample, draws: Draws) -> str | None:
+    """Returns one of the sample's captions, drawn, or None where it has none."""
+    if not sample.has("txt"):
+        return None
+    lines = [line.strip() for line in sample.read("txt").decode("utf-8", errors="replace").split("\n")]
+    captions = [line for line in lines if line]
+    return captions[draws.below(len(captions), "caption")] if captions else None
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What comes along with the frames of a clip, whatever the frames are made of.
+
+    Attributes:
+        num_actions: columns of actions, 0 for none.
+        num_states: columns of states, 0 for none.
+        fps: pixel frames per second of the stored clips.
+        reduce_actions: how the actions between two frames of a strided window become one.
+    """
+
+    num_actions: int
+    num_states: int
+    fps: float
+    reduce_actions: str = "last"
+
+    @classmethod
+    def of(cls, info: DatasetInfo, reduce_actions: str = "last") -> Companions:
+        """Returns what the samples of a set have."""
+        source = info.source
+        fps = float(source.video.fps) if source.video else 0.0
+        return cls(len(source.action_names), len(source.state_names), fps, reduce_actions)
+
+    def read(self, sample: Sample, window: Window, draws: Draws, view_ids: list[int]) -> Fields:
+        """Returns actions [t a], states [t s], caption, fps, and the views and frames that are real (all of them)."""
+        return {
+            "actions": read_actions(sample, window, self.num_actions, self.reduce_actions),
+            "states": read_rows(sample, "states.npy", window, self.num_states),
+            "captions": read_caption(sample, draws),
+            "view_ids": torch.tensor(view_ids),
+            "view_mask": torch.ones(len(view_ids), dtype=torch.bool),
+            "frame_mask": torch.ones(window.num_frames, dtype=torch.bool),
+            "fps": torch.tensor(self.fps / window.stride, dtype=torch.float32),
+        }
+
+
+def read_meta(sample: Sample) -> dict[str, Any]:
+    """Returns the sample's json member, {} where it has none."""
+    if not sample.has("json"):
+        return {}
+    try:
+        meta = json.loads(sample.read("json"))
+    except ValueError as error:
+        raise BadSampleError(f"member 'json' cannot be read: {error}") from error
+    if not isinstance(meta, dict):
+        raise BadSampleError(f"member 'json' holds a {type(meta).__name__}; expected an object")
+    return meta
+
+
+def collate(fields: list[Fields]) -> Clip:
+    """Returns one batch of clips that have the same shapes.
+
+    A field that no clip has is None. A caption that one clip lacks is empty; a control video that one clip lacks is
+    all zeros with its mask False; any other field is there in all clips of a plan run or in none.
+    """
+    present = {name for item in fields for name, value in item.items() if value is not None}
+    batch: Fields = {}
+    for name in present:
+        values = [item.get(name) for item in fields]
+        if name == "captions":
+            batch[name] = [value or "" for value in values]
+        elif name == "key":
+            batch[name] = values
+        elif name in ("control", "control_mask"):
+            batch[name] = {kind: torch.stack([value[kind] for value in values]) for kind in values[0]}
+        elif any(value is None for value in values):
+            without = [item["key"] for item, value in zip(fields, values, strict=True) if value is None]
+            raise BadSampleError(f"has no {name}, which other samples of its batch have: {', '.join(without)}")
+        else:
+            batch[name] = torch.stack([torch.as_tensor(value) for value in values])
+    return Clip(**batch)
