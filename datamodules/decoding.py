@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -80,10 +82,26 @@ class Decoder(Protocol):
         ...
 
 
+@lru_cache(maxsize=256)
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Returns (shape, Fortran order, dtype). Parsing costs more than reading a table, and most headers are alike."""
+    stream = io.BytesIO(header)
+    major, _ = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    return read(stream)
+
+
 def read_array(sample: Sample, member: str) -> np.ndarray:
-    """Returns an .npy member. Pickled arrays are refused: nothing that is read is executed."""
+    """Returns an .npy member, read-only. Pickled arrays are refused: nothing that is read is executed."""
+    content = sample.read(member)
     try:
-        return np.load(io.BytesIO(sample.read(member)), allow_pickle=False)
+        length_bytes = 2 if content[6] == 1 else 4
+        start = 8 + length_bytes + int.from_bytes(content[8 : 8 + length_bytes], "little")
+        shape, fortran, dtype = _npy_header(content[:start])
+        if dtype.hasobject:
+            raise BadSampleError(f"member {member!r} holds Python objects; refused")
+        count = math.prod(shape)
+        return np.frombuffer(content, dtype, count, start).reshape(shape, order="F" if fortran else "C")
     except BadSampleError:
         raise
     except Exception as error:  # numpy raises ValueError, EOFError, SyntaxError, ... on damaged headers
@@ -117,7 +135,7 @@ def read_rows(sample: Sample, member: str, window: Window, columns: int, reduce:
         spans = torch.stack([padded[frame + 1 : frame + 1 + window.stride] for frame in frames])
         rows = {"mean": spans.mean, "sum": spans.sum, "max": spans.amax}[reduce](dim=1)
     else:
-        rows = rows[frames.start : frames.stop : frames.step].clone()
+        rows = rows[frames.start : frames.stop : frames.step]
     if not torch.isfinite(rows).all():
         raise BadSampleError(f"{member} holds values that are not finite")
     return rows
@@ -129,9 +147,7 @@ def read_actions(sample: Sample, window: Window, columns: int, reduce: str = "la
     What led to the first frame is not known in a rollout either, so it is not shown in training.
     """
     rows = read_rows(sample, "actions.npy", window, columns, reduce)
-    if rows is not None:
-        rows[0] = 0
-    return rows
+    return None if rows is None else torch.cat([rows.new_zeros(1, columns), rows[1:]])
 
 
 def read_caption(sample: Sample, draws: Draws) -> str | None:

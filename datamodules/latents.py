@@ -105,6 +105,8 @@ class LatentsDataModule(ClipsDataModule):
             )
         if self.frame_stride != 1:
             raise ConfigError(f"data.frame_stride is {self.frame_stride}; expected 1 for cached latents.")
+        for length in self.streams.num_frames:
+            latent_frames(length, int(latents["ratio_time"]), "data.num_frames")
         return LatentsDecoder(
             ratio=int(latents["ratio_time"]),
             channels=int(latents["channels"]),

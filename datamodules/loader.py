@@ -53,7 +53,8 @@ class ClipLoader:
 
     def __iter__(self) -> Iterator[Clip]:
         """Yields batches. Raises DataError for a failure in a worker or for too many bad samples."""
-        for delivery in DataLoader(self.make_pipeline(), collate_fn=_as_it_is, **self._options):
+        for packed in DataLoader(self.make_pipeline(), collate_fn=Delivery.packed, **self._options):
+            delivery = packed.unpacked()
             self.ledger.add(delivery.num_drawn, delivery.bad)
             if delivery.failure is not None:
                 raise DataError(delivery.failure)
@@ -83,7 +84,3 @@ class FixedClipLoader(ClipLoader):
 
     def __len__(self) -> int:
         return self.length
-
-
-def _as_it_is(delivery: Delivery) -> Delivery:
-    return delivery

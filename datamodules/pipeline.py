@@ -7,8 +7,9 @@ fork server has no process group to ask, and would read what every other rank re
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 import webdataset as wds
 from torch.utils.data import get_worker_info
@@ -22,6 +23,7 @@ from longtake.keyed import keyed_bits
 from longtake.types import Clip
 
 MAX_SUBSTITUTES = 32
+SMALL_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,31 @@ class Delivery:
     num_drawn: int = 0
     bad: list[BadSample] = field(default_factory=list)
     failure: str | None = None
+    small: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def packed(self) -> Delivery:
+        """Returns this with small tensors as arrays, for the way between processes.
+
+        A tensor travels as shared memory with a file descriptor of its own, which for a few bytes costs more than the
+        bytes; arrays travel inside the message.
+        """
+        if self.clip is None:
+            return self
+        fields = {name: value for name, value in vars(self.clip).items() if isinstance(value, torch.Tensor)}
+        small = {name: value.numpy() for name, value in fields.items() if value.nbytes <= SMALL_BYTES}
+        return replace(self, clip=replace(self.clip, **dict.fromkeys(small)), small=small)
+
+    def unpacked(self) -> Delivery:
+        """Returns this with all tensors in the clip again."""
+        if self.clip is None:
+            return self
+        tensors = {name: torch.from_numpy(value) for name, value in self.small.items()}
+        return replace(self, clip=replace(self.clip, **tensors), small={})
+
+    def pin_memory(self) -> Delivery:
+        """Returns this with the clip in page-locked memory (called by torch's DataLoader)."""
+        whole = self.unpacked()
+        return whole if whole.clip is None else replace(whole, clip=whole.clip.pin_memory())
 
 
 def _worker() -> tuple[int, int]:

@@ -61,6 +61,8 @@ class TokensDataModule(ClipsDataModule):
             raise ConfigError(f"{info.root} holds no tokens; expected a tokenised set. Change `data.root`, or `data`.")
         if self.frame_stride != 1:
             raise ConfigError(f"data.frame_stride is {self.frame_stride}; expected 1 for tokens.")
+        for length in self.streams.num_frames:
+            latent_frames(length, int(tokens["ratio_time"]), "data.num_frames")
         return TokensDecoder(
             vocab_size=int(tokens["vocab_size"]),
             grid=(int(tokens["grid"][-2]), int(tokens["grid"][-1])),

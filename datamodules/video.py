@@ -42,9 +42,8 @@ class VideoDecoder:
         """Returns video uint8 [v t c h w], control the same, actions [t a], states [t s], masks, caption and fps."""
         window = window.place(self._available(sample), draws)
         mirrored = self.flip and draws.below(2, "flip") == 1
-        video = torch.stack(
-            [self._frames(sample, video_member(view, self.rig_names), window, mirrored) for view in self.views]
-        )
+        members = [video_member(view, self.rig_names) for view in self.views]
+        video = _stacked([self._frames(sample, member, window, mirrored) for member in members])
         control, control_mask = self._controls(sample, window, mirrored)
         return {
             "video": video,
@@ -81,7 +80,7 @@ class VideoDecoder:
             members = [control_member(kind, view) for view in self.views]
             there = [sample.has(member) for member in members]
             blank = torch.zeros((window.num_frames, 3, self.height, self.width), dtype=torch.uint8)
-            frames[kind] = torch.stack(
+            frames[kind] = _stacked(
                 [
                     self._frames(sample, member, window, mirrored) if has else blank
                     for member, has in zip(members, there, strict=True)
@@ -89,6 +88,11 @@ class VideoDecoder:
             )
             masks[kind] = torch.tensor(there)
         return frames, masks
+
+
+def _stacked(views: list[Tensor]) -> Tensor:
+    """Returns [v ...] of [...]; without a copy for one view, since the batch makes one anyway."""
+    return views[0].unsqueeze(0) if len(views) == 1 else torch.stack(views)
 
 
 class VideoDataModule(ClipsDataModule):

@@ -1,0 +1,1 @@
+"""Measurements, one file each; `python -m benchmarks` lists and runs them."""
