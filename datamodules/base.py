@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ class ClipsDataModule(L.LightningDataModule):
     Args:
         root: folder of the set, or None where `mix` is given.
         mix: several sets, each {"root": folder, "weight": share or absent}; without weights they are one large set.
-        build: settings of the source that makes the set where `root` has none; None never makes one.
+        build: {"source": settings of the source that makes the set where `root` has none, "num_workers": processes};
+            None never makes one.
+        rebuild: make the set again where `root` holds one of other settings.
         batch_size: clips a rank and batch.
         num_frames: pixel frames of a clip; a list makes length buckets, each sample in the longest that it fills.
         frame_stride: take every n-th frame.
@@ -81,6 +84,7 @@ class ClipsDataModule(L.LightningDataModule):
         root: str | Path | None = None,
         mix: list[dict[str, Any]] | None = None,
         build: dict[str, Any] | None = None,
+        rebuild: bool = False,
         batch_size: int = 8,
         num_frames: int | list[int] = 97,
         frame_stride: int = 1,
@@ -111,6 +115,7 @@ class ClipsDataModule(L.LightningDataModule):
         super().__init__()
         self.roots, self.weights = _roots(root, mix)
         self.build = build
+        self.rebuild = rebuild
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size or batch_size
         self.frame_stride = frame_stride
@@ -162,10 +167,19 @@ class ClipsDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Makes the set where there is none yet. Lightning calls this on one process of each machine."""
-        if self.build is not None and len(self.roots) == 1:
-            from datamodules.build import ensure_from_config  # only where a set may have to be made
+        if self.build is None or len(self.roots) != 1:
+            return
+        from hydra.utils import instantiate
 
-            ensure_from_config(self.build, self.roots[0])
+        from datamodules.build import ensure_dataset
+
+        ensure_dataset(
+            instantiate(self.build["source"]),
+            self.roots[0],
+            {"source": self.build["source"]},
+            num_workers=self.build.get("num_workers") or os.cpu_count() or 1,
+            rebuild=self.rebuild,
+        )
 
     def setup(self, stage: str) -> None:
         """Reads what the sets say of themselves, checks it against the model, and prints the summary once."""
