@@ -95,9 +95,7 @@ def memory_mib() -> float:
 
 def _children(pid: int) -> list[int]:
     direct = [
-        int(child)
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for child in (task / "children").read_text().split()
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
     ]
     return direct + [grandchild for child in direct for grandchild in _children(child)]
 

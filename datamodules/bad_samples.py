@@ -61,8 +61,10 @@ class BadSampleLedger:
         if reports and self.share() > self.max_fraction:
             examples = "; ".join(f"{key} in {where}: {why}" for (where, key), why in list(self.bad.items())[:3])
             raise DataError(
-                f"{len(self.bad)} distinct samples of split {self.split!r} are bad, {self.share():.1%} of those seen; at most "
-                f"{self.max_fraction:.1%} may be. First: {examples}. Check the set with `python -m scripts.check_shards`, "
+                f"{len(self.bad)} distinct samples of split {self.split!r} are bad, {self.share():.1%} of those seen; "
+                "at most "
+                f"{self.max_fraction:.1%} may be. First: {examples}. Check the set with `python -m "
+                "scripts.check_shards`, "
                 "or raise `data.max_bad_fraction`."
             )
 

@@ -40,9 +40,9 @@ log = logging.getLogger("longtake")
 class ClipsDataModule(L.LightningDataModule):
     """Batches of `Clip`s from one or several sets of shards.
 
-    Training follows a plan that is a pure function of (seed, position), see `datamodules.plan`. The state of the data is
-    one number, the first position that no finished optimiser step has used, so a resumed run continues exactly, on any
-    number of workers and ranks.
+    Training follows a plan that is a pure function of (seed, position), see `datamodules.plan`. The state of the data
+    is one number, the first position that no finished optimiser step has used, so a resumed run continues exactly, on
+    any number of workers and ranks.
 
     Args:
         root: folder of the set, or None where `mix` is given.
@@ -194,7 +194,8 @@ class ClipsDataModule(L.LightningDataModule):
         log_summary(self.infos, sorted(set(self.splits.values())))
 
     def shard(self) -> Shard:
-        """Returns the data-parallel rank and size of this process. Ranks of one sequence-parallel group read the same."""
+        """Returns the data-parallel rank and size of this process. Ranks of one sequence-parallel group read the "
+        "same."""
         if self.trainer is None:
             return Shard(0, 1)
         group = int(getattr(self.trainer.strategy, "sequence_parallel_size", 1))
@@ -233,7 +234,8 @@ class ClipsDataModule(L.LightningDataModule):
             start = self._progress.next_position
             if plan.misfit(start, shard.size):
                 raise ConfigError(
-                    f"training stands at plan position {start}, which {shard.size} ranks cannot share in runs of {plan.block} "
+                    f"training stands at plan position {start}, which {shard.size} ranks cannot share in runs of "
+                    f"{plan.block} "
                     "positions of one shape; expected a number of ranks that divides both. Change `trainer.devices` or "
                     "`data.bucket_run`."
                 )
@@ -269,7 +271,8 @@ class ClipsDataModule(L.LightningDataModule):
     def _resampled(self, data: list[SplitData], shard: Shard) -> Any:
         if len(data) != 1 or len(self.streams.num_frames) != 1 or self.cache is not None:
             raise ConfigError(
-                "data.mode is 'resampled' with several sets, length buckets or a shard_url; expected one local set and one "
+                "data.mode is 'resampled' with several sets, length buckets or a shard_url; expected one local set "
+                "and one "
                 "length. Change `data.mode` to planned."
             )
         paths = [str(path) for path in data[0].reader.info.shard_paths(data[0].reader.split)]
@@ -277,9 +280,11 @@ class ClipsDataModule(L.LightningDataModule):
         if len(paths) < readers:
             per_shard = max(1, len(data[0].reader) // readers)
             raise ConfigError(
-                f"{self.roots[0]} has {len(paths)} training shards for {shard.size} ranks x {max(1, self.num_workers)} workers, and "
+                f"{self.roots[0]} has {len(paths)} training shards for {shard.size} ranks x "
+                f"{max(1, self.num_workers)} workers, and "
                 f"data.mode=resampled needs one each; expected {readers} or more. Make the set again with "
-                f"writer.max_samples={per_shard} or less, lower `data.num_workers`, or use data.mode=planned, which needs no number."
+                f"writer.max_samples={per_shard} or less, lower `data.num_workers`, or use data.mode=planned, which "
+                "needs no number."
             )
         log.warning("data.mode=resampled is approximate: samples may repeat or be missed, and resume draws afresh")
         batches = ResampledBatches(
@@ -330,7 +335,9 @@ def _roots(root: str | Path | None, mix: list[dict[str, Any]] | None) -> tuple[l
     weights = [entry.get("weight") for entry in mix]
     given = [weight for weight in weights if weight is not None]
     if not mix or (given and (len(given) != len(mix) or min(given) <= 0)):
-        raise ConfigError(f"data.mix has weights {weights}; expected at least one set, and a positive weight for all or for none.")
+        raise ConfigError(
+            f"data.mix has weights {weights}; expected at least one set, and a positive weight for all or for none."
+        )
     return [Path(str(entry["root"])) for entry in mix], weights
 
 

@@ -66,7 +66,9 @@ class LatentsDecoder:
             starts = [start for start in starts if start == window.start]
         starts = [start for start in starts if tensors[f"{PREFIX}{start}"].shape[1] >= needed]
         if not starts:
-            raise BadSampleError(f"holds no encoding of {needed} latent frames (encodings begin at: {', '.join(names)})")
+            raise BadSampleError(
+                f"holds no encoding of {needed} latent frames (encodings begin at: {', '.join(names)})"
+            )
         return starts
 
     def _checked(self, latents: Tensor) -> Tensor:
@@ -96,11 +98,13 @@ class LatentsDataModule(ClipsDataModule):
         latents, video = info.source.latents, info.source.video
         if latents is None or video is None:
             raise ConfigError(
-                f"{info.root} holds no latents; expected a set written by `python -m scripts.cache_latents`. Change `data.root`."
+                f"{info.root} holds no latents; expected a set written by `python -m scripts.cache_latents`. Change "
+                "`data.root`."
             )
         if self.encoder_fingerprint not in (None, latents["encoder_fingerprint"]):
             raise ConfigError(
-                f"the latents in {info.root} come from encoder {latents['encoder_fingerprint']}, the model's encoder is "
+                f"the latents in {info.root} come from encoder {latents['encoder_fingerprint']}, the model's encoder "
+                "is "
                 f"{self.encoder_fingerprint}; expected the same. Cache them again, or change `encoder/video`."
             )
         if self.frame_stride != 1:

@@ -147,7 +147,8 @@ class DecodePlanned:
             draw = self.plan.substitute(position, attempt)
         last = bad[-1]
         raise DataError(
-            f"plan position {position} and {MAX_SUBSTITUTES - 1} substitutes for it are all bad; the last was {last.key} "
+            f"plan position {position} and {MAX_SUBSTITUTES - 1} substitutes for it are all bad; the last was "
+            f"{last.key} "
             f"in {last.where}: {last.reason}"
         )
 
@@ -272,5 +273,3 @@ def clip_filling(clip: Clip) -> torch.Tensor:
     """Returns which clips of a validation batch only fill it up and must not count in a metric, bool [b]."""
     assert clip.frame_mask is not None, "every loaded clip has a frame_mask"
     return ~clip.frame_mask.any(dim=1)
-
-

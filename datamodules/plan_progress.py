@@ -38,7 +38,8 @@ class PlanProgress:
         saved = self._saved
         if saved and saved["plan"] != fingerprint:
             raise ConfigError(
-                f"the checkpoint was trained on another plan of data ({saved['plan']}, now {fingerprint}): the sets, the "
+                f"the checkpoint was trained on another plan of data ({saved['plan']}, now {fingerprint}): the sets, "
+                "the "
                 "lengths or data.seed differ; expected the same. Restore them, or start a new run with "
                 "`init_from=<checkpoint>`."
             )

@@ -21,7 +21,7 @@ class ShardCache:
     """Fetches shards into a folder of bounded size, least recently used out first; safe for many processes.
 
     Attributes:
-        url: where a shard lies, with `{file}` in place of its name: "https://host/set/{file}" or "pipe:<command> {file}".
+        url: where a shard lies, `{file}` in place of its name: "https://host/set/{file}" or "pipe:<command> {file}".
         folder: the cache.
         max_bytes: what the cache may hold.
         allow_remote: the user's word that these urls may be opened; a `pipe:` url runs a shell command.
@@ -35,7 +35,8 @@ class ShardCache:
     def __post_init__(self) -> None:
         if not self.allow_remote:
             raise ConfigError(
-                f"data.shard_url is {self.url!r}, which opens the network or runs a command; expected null (shards beside "
+                f"data.shard_url is {self.url!r}, which opens the network or runs a command; expected null (shards "
+                "beside "
                 "dataset.json), or your consent with `data.allow_remote=true`."
             )
         if "{file}" not in self.url:

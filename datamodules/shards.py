@@ -5,7 +5,8 @@ checksum of every member, so that any sample is read with one seek and no tar is
 
     dataset.json                 geometry, columns, licence, splits with shards, counts and checksums
     train-000000.tar             <key>.mp4, <key>.actions.npy, <key>.json, ...
-    train-000000.index.jsonl     {"key", "episode", "num_frames", "offset", "size", "members": {name: [offset, bytes, crc32]}}
+    train-000000.index.jsonl     {"key", "episode", "num_frames", "offset", "size",
+                                  "members": {name: [offset, bytes, crc32]}}
 
 Nothing in here imports torch, and nothing that is read is ever executed.
 """
@@ -236,7 +237,9 @@ def _parse(root: Path, data: dict[str, Any]) -> DatasetInfo:
     )
     splits = {}
     for name, split in data["splits"].items():
-        shards = [ShardInfo(**{**s, "lengths": {int(k): int(n) for k, n in s["lengths"].items()}}) for s in split["shards"]]
+        shards = [
+            ShardInfo(**{**s, "lengths": {int(k): int(n) for k, n in s["lengths"].items()}}) for s in split["shards"]
+        ]
         for shard in shards:
             if Path(shard.file).name != shard.file:
                 raise DataError(f"{root / DATASET_FILE} names a shard outside its folder: {shard.file!r}; refused")

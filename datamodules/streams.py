@@ -33,7 +33,9 @@ class StreamOptions:
         if self.order not in ("samples", "shards"):
             raise unknown_choice("choice", self.order, ["samples", "shards"], "data.order")
         if not self.num_frames or min(self.num_frames) < 1 or len(set(self.num_frames)) < len(self.num_frames):
-            raise ConfigError(f"data.num_frames is {list(self.num_frames)}; expected different lengths of 1 frame or more.")
+            raise ConfigError(
+                f"data.num_frames is {list(self.num_frames)}; expected different lengths of 1 frame or more."
+            )
         for name in ("frame_stride", "subclip_stride", "limit_samples", "shards_per_block"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -67,9 +69,7 @@ def make_streams(
     return streams
 
 
-def _streams_of(
-    reader: SplitReader, dataset: int, shape: tuple[object, ...], options: StreamOptions
-) -> list[Stream]:
+def _streams_of(reader: SplitReader, dataset: int, shape: tuple[object, ...], options: StreamOptions) -> list[Stream]:
     """Returns the streams of one set, by rising length, their weight still 1."""
     available = reader.num_frames()
     numbers = np.arange(len(available))[: options.limit_samples]
@@ -126,7 +126,8 @@ def _report_short(reader: SplitReader, available: np.ndarray, needed: int, num_s
     root: Path = reader.info.root
     if num_short == len(available):
         raise ConfigError(
-            f"no clip of split {reader.split!r} in {root} has the {needed} frames needed (longest: {int(available.max())}); "
+            f"no clip of split {reader.split!r} in {root} has the {needed} frames needed (longest: "
+            f"{int(available.max())}); "
             "expected clips at least as long as data.num_frames times data.frame_stride. Change `data.num_frames`, or "
             "make the set with longer clips."
         )

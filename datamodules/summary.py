@@ -44,7 +44,8 @@ def check_requirements(infos: list[DatasetInfo], wanted: Mapping[str, Any]) -> N
             if found != number:
                 names = f" ({', '.join(source.action_names)})" if name == "action_dim" and source.action_names else ""
                 raise ConfigError(
-                    f"the model is built for {number} {what}, {info.root} has {found or 0}{names}; expected the same number. "
+                    f"the model is built for {number} {what}, {info.root} has {found or 0}{names}; expected the same "
+                    "number. "
                     f"Change `{key}`, or the data set."
                 )
 
@@ -78,7 +79,9 @@ def log_summary(infos: list[DatasetInfo], splits: Iterable[str]) -> None:
                 more,
             )
         if info.skipped.get("count"):
-            log.info("  %d items were left out when the set was made; see skipped in dataset.json", info.skipped["count"])
+            log.info(
+                "  %d items were left out when the set was made; see skipped in dataset.json", info.skipped["count"]
+            )
         train = info.splits.get("train")
         if train is not None and train.num_samples < FEW_CLIPS:
             log.warning(

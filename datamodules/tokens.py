@@ -37,12 +37,17 @@ class TokensDecoder:
         tokens = read_array(sample, "tokens.npy")
         needed = latent_frames(window.num_frames, self.ratio, "data.num_frames")
         if tokens.ndim != 4 or tokens.shape[0] != self.num_views or tokens.shape[2:] != self.grid:
-            raise BadSampleError(f"tokens have shape {tokens.shape}; expected ({self.num_views}, t, {self.grid[0]}, {self.grid[1]})")
+            raise BadSampleError(
+                f"tokens have shape {tokens.shape}; expected ({self.num_views}, t, {self.grid[0]}, {self.grid[1]})"
+            )
         if tokens.dtype.kind not in "iu" or tokens.shape[1] < needed:
-            raise BadSampleError(f"tokens are {tokens.dtype} of {tokens.shape[1]} latent frames; expected {needed} integer ones")
+            raise BadSampleError(
+                f"tokens are {tokens.dtype} of {tokens.shape[1]} latent frames; expected {needed} integer ones"
+            )
         if tokens.min() < 0 or tokens.max() >= self.vocab_size:
             raise BadSampleError(
-                f"tokens lie in {tokens.min()}..{tokens.max()}; expected 0..{self.vocab_size - 1} (the set's vocabulary)"
+                f"tokens lie in {tokens.min()}..{tokens.max()}; expected 0..{self.vocab_size - 1} (the set's "
+                "vocabulary)"
             )
         placed = Window(0, window.num_frames)
         return {
@@ -56,7 +61,7 @@ class TokensDataModule(ClipsDataModule):
 
     def decoder(self, info: DatasetInfo, *, training: bool) -> Decoder:
         """Returns the decoder of one set. Raises ConfigError where it holds no tokens."""
-        tokens, video = info.source.tokens, info.source.video
+        tokens = info.source.tokens
         if tokens is None:
             raise ConfigError(f"{info.root} holds no tokens; expected a tokenised set. Change `data.root`, or `data`.")
         if self.frame_stride != 1:

@@ -62,7 +62,8 @@ class VideoDecoder:
         frames = read_video(sample.read(member), frames=window.frames(), verified=sample.verified)
         if frames.shape[1:] != (self.height, self.width, 3):
             raise BadSampleError(
-                f"member {member!r} has frames of {frames.shape[2]}x{frames.shape[1]}; expected {self.width}x{self.height}"
+                f"member {member!r} has frames of {frames.shape[2]}x{frames.shape[1]}; expected "
+                f"{self.width}x{self.height}"
             )
         if mirrored:
             frames = np.ascontiguousarray(frames[:, :, ::-1])
@@ -131,7 +132,9 @@ class VideoDataModule(ClipsDataModule):
         """Returns the decoder of one set. Raises ConfigError where the set has not what is asked for."""
         source = info.source
         if source.video is None:
-            raise ConfigError(f"{info.root} holds no pixels; expected a set with videos. Change `data.root`, or `data`.")
+            raise ConfigError(
+                f"{info.root} holds no pixels; expected a set with videos. Change `data.root`, or `data`."
+            )
         views = self.views or source.view_names
         for view in views:
             if view not in source.view_names:
@@ -141,7 +144,8 @@ class VideoDataModule(ClipsDataModule):
                 raise unknown_choice(f"control type (of {info.root})", kind, source.control_types, "data.control")
         if self.frame_stride > 1 and source.action_names and self.reduce_actions is None:
             raise ConfigError(
-                f"data.frame_stride is {self.frame_stride} and {info.root} has actions; expected to be told how the actions of "
+                f"data.frame_stride is {self.frame_stride} and {info.root} has actions; expected to be told how the "
+                "actions of "
                 f"{self.frame_stride} frames become one. Set `data.reduce_actions` to last, mean, sum or max."
             )
         return VideoDecoder(
@@ -164,7 +168,8 @@ class VideoDataModule(ClipsDataModule):
         sided = bool(info.source.action_names) or len(info.source.view_names) > 1
         if self.horizontal_flip is True and sided:
             raise ConfigError(
-                f"data.horizontal_flip is true, but {info.root} has actions or several views, which a mirror would make wrong; "
+                f"data.horizontal_flip is true, but {info.root} has actions or several views, which a mirror would "
+                "make wrong; "
                 "expected false or auto. Change `data.horizontal_flip`."
             )
         return self.horizontal_flip is True or (self.horizontal_flip == "auto" and not sided)

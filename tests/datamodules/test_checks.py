@@ -49,7 +49,9 @@ def test_a_model_of_other_dimensions_is_refused_with_both_numbers(tmp_path: Path
 
 
 def test_a_model_that_fits_or_does_not_care_passes(tmp_path: Path) -> None:
-    data = with_model(TokensDataModule(root=make_toy_set(tmp_path / "toy"), num_frames=9), action_dim=2, vocab_size=None)
+    data = with_model(
+        TokensDataModule(root=make_toy_set(tmp_path / "toy"), num_frames=9), action_dim=2, vocab_size=None
+    )
     data.setup("fit")
 
 
@@ -67,7 +69,9 @@ def test_too_many_bad_samples_end_the_run(tmp_path: Path) -> None:
     for number in (2, 5):
         damage(root, "train", number)
     data = module(root, max_bad_fraction=0.05)
-    with pytest.raises(DataError, match=r"2 distinct samples of split 'train' are bad, 10.0% [^`]*`[^`]*`[^`]*`data.max_bad_fraction`"):
+    with pytest.raises(
+        DataError, match=r"2 distinct samples of split 'train' are bad, 10.0% [^`]*`[^`]*`[^`]*`data.max_bad_fraction`"
+    ):
         list(islice(data.train_loader(Shard(0, 1)), 10))
     assert len(list(islice(module(root, max_bad_fraction=0.1).train_loader(Shard(0, 1)), 30))) == 30
 
@@ -104,7 +108,12 @@ MEMBERS = {
     "tokens of another grid": {**toy_members(4), "tokens.npy": npy(torch.zeros(1, 3, 4, 4).int().numpy())},
     "tokens not integers": {**toy_members(4), "tokens.npy": npy(torch.zeros(1, 3, 2, 2).numpy())},
     "garbage": {**toy_members(4), "tokens.npy": b"garbage"},
-    "a pickle": {**toy_members(4), "tokens.npy": b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }" + b" " * 60 + b"\n"},
+    "a pickle": {
+        **toy_members(4),
+        "tokens.npy": b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
+        + b" " * 60
+        + b"\n",
+    },
     "empty": {**toy_members(4), "tokens.npy": b""},
 }
 
@@ -182,7 +191,12 @@ def test_remote_shards_are_fetched_checked_and_evicted(tmp_path: Path) -> None:
     for shard in root.glob("*.tar"):
         shard.rename(away / shard.name)
     size = max(shard.stat().st_size for shard in away.iterdir())
-    options = {"shard_url": f"{away}/{{file}}", "allow_remote": True, "cache_dir": tmp_path / "cache", "order": "shards"}
+    options = {
+        "shard_url": f"{away}/{{file}}",
+        "allow_remote": True,
+        "cache_dir": tmp_path / "cache",
+        "order": "shards",
+    }
     data = module(root, **options, cache_gb=2.5 * size / 1e9)
     keys = [key for batch in islice(data.train_loader(Shard(0, 1)), 10) for key in batch.key]
     assert sorted(keys) == sorted([f"train_{n}" for n in range(20)] * 2)

@@ -11,7 +11,9 @@ import pytest
 from datamodules.plan import CYCLE, SamplePlan, Stream, cycle_counts
 
 
-def stream(name: str, size: int, *, dataset: int = 0, num_frames: int = 9, weight: float = 1.0, **more: object) -> Stream:
+def stream(
+    name: str, size: int, *, dataset: int = 0, num_frames: int = 9, weight: float = 1.0, **more: object
+) -> Stream:
     return Stream(
         name=name,
         samples=np.arange(size),

@@ -36,7 +36,10 @@ def module(root: Path, **changes: Any) -> TokensDataModule:
     return data
 
 
-def batches(data: TokensDataModule, count: int, shard: Shard = Shard(0, 1)) -> list[Clip]:
+ALONE = Shard(0, 1)
+
+
+def batches(data: TokensDataModule, count: int, shard: Shard = ALONE) -> list[Clip]:
     return list(islice(data.train_loader(shard), count))
 
 
@@ -150,7 +153,9 @@ def fit(root: Path, folder: Path, steps: int, ckpt: Path | None = None, **option
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"accumulate_grad_batches": 3}, {"limit_train_batches": 4}], ids=["plain", "accumulated", "short epochs"]
+    "options",
+    [{}, {"accumulate_grad_batches": 3}, {"limit_train_batches": 4}],
+    ids=["plain", "accumulated", "short epochs"],
 )
 def test_resume_inside_lightning(root: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     whole, _ = fit(root, tmp_path, 12, **options)

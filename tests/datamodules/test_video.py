@@ -99,7 +99,9 @@ def test_a_subset_of_views_keeps_the_rig_numbers(root: Path) -> None:
 def test_strided_subclips_cover_each_sample_once_an_epoch(root: Path) -> None:
     data = module(root, subclips="strided", subclip_stride=6, batch_size=6)
     batches = list(islice(data.train_loader(Shard(0, 1)), 6))
-    windows = sorted((key, int(start)) for batch in batches for key, start in zip(batch.key, batch.states[:, 0, 0], strict=True))
+    windows = sorted(
+        (key, int(start)) for batch in batches for key, start in zip(batch.key, batch.states[:, 0, 0], strict=True)
+    )
     assert windows == sorted((f"train_{n}", start) for n in range(12) for start in (0, 6, 12))
 
 
@@ -137,9 +139,7 @@ def test_a_flip_mirrors_pixels_only_where_nothing_knows_left_from_right(root: Pa
         assert batch.actions is None
         dark += (batch.video[:, 0, 0, 0, :, :4].float().mean((1, 2)) < 5).tolist()
     assert 8 < sum(dark) < 24
-    assert all(
-        (batch.video[:, 0, 0, 0, :, :4] < 5).all() for batch in module(single).fixed_loader("val", Shard(0, 1))
-    )
+    assert all((batch.video[:, 0, 0, 0, :, :4] < 5).all() for batch in module(single).fixed_loader("val", Shard(0, 1)))
 
 
 def test_length_buckets_never_mix_and_nothing_long_enough_is_left_out(tmp_path: Path) -> None:

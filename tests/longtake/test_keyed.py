@@ -45,7 +45,11 @@ def test_where_an_element_goes_is_uniform(index: int) -> None:
 
 
 def test_neighbours_do_not_stay_neighbours() -> None:
-    steps = Counter((permuted(i + 1, 1000, keyed_bits(3, e)) - permuted(i, 1000, keyed_bits(3, e))) % 1000 for e in range(20) for i in range(500))
+    steps = Counter(
+        (permuted(i + 1, 1000, keyed_bits(3, e)) - permuted(i, 1000, keyed_bits(3, e))) % 1000
+        for e in range(20)
+        for i in range(500)
+    )
     assert max(steps.values()) < 40  # 10 expected
 
 
