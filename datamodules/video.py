@@ -27,6 +27,7 @@ class VideoDecoder:
         views: the wanted ones.
         control: wanted control types.
         flip: whether half of the clips are mirrored.
+        reader: "auto", "decord" or "pyav", see `longtake.media.read.read_video`.
         companions: what comes along with the frames.
     """
 
@@ -36,6 +37,7 @@ class VideoDecoder:
     views: tuple[str, ...]
     control: tuple[str, ...]
     flip: bool
+    reader: str
     companions: Companions
 
     def __call__(self, sample: Sample, window: Window, draws: Draws) -> Fields:
@@ -59,7 +61,7 @@ class VideoDecoder:
 
     def _frames(self, sample: Sample, member: str, window: Window, mirrored: bool) -> Tensor:
         """Returns the frames of one member, uint8 [t c h w]."""
-        frames = read_video(sample.read(member), frames=window.frames(), verified=sample.verified)
+        frames = read_video(sample.read(member), frames=window.frames(), verified=sample.verified, backend=self.reader)
         if frames.shape[1:] != (self.height, self.width, 3):
             raise BadSampleError(
                 f"member {member!r} has frames of {frames.shape[2]}x{frames.shape[1]}; expected "
@@ -106,6 +108,7 @@ class VideoDataModule(ClipsDataModule):
             (no actions, one view).
         reduce_actions: "last", "mean", "sum" or "max": how the actions between two frames become one where
             `frame_stride` is above 1.
+        video_reader: "auto" (decord for what was verified when it was written, PyAV for anything else), "decord" or "pyav".
         **kwargs: as for `ClipsDataModule`.
     """
 
@@ -116,6 +119,7 @@ class VideoDataModule(ClipsDataModule):
         control: list[str] | None = None,
         horizontal_flip: bool | str = "auto",
         reduce_actions: str | None = None,
+        video_reader: str = "auto",
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)  # type: ignore[arg-type]
@@ -123,8 +127,11 @@ class VideoDataModule(ClipsDataModule):
         self.control = tuple(control or ())
         self.horizontal_flip = horizontal_flip
         self.reduce_actions = reduce_actions
+        self.video_reader = video_reader
         if horizontal_flip not in (True, False, "auto"):
             raise unknown_choice("choice", horizontal_flip, ["auto", "true", "false"], "data.horizontal_flip")
+        if video_reader not in ("auto", "decord", "pyav"):
+            raise unknown_choice("reader", video_reader, ["auto", "decord", "pyav"], "data.video_reader")
         if reduce_actions not in (None, "last", "mean", "sum", "max"):
             raise unknown_choice("choice", reduce_actions, ["last", "mean", "sum", "max"], "data.reduce_actions")
 
@@ -155,6 +162,7 @@ class VideoDataModule(ClipsDataModule):
             views=tuple(views),
             control=self.control,
             flip=training and self._flips(info),
+            reader=self.video_reader,
             companions=Companions.of(info, self.reduce_actions or "last"),
         )
 
