@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,6 +28,9 @@ class ClipLoader:
         prefetch_factor: batches each worker prepares ahead.
         pin_memory: whether batches arrive in page-locked memory.
         timeout: seconds without a batch after which a worker counts as stuck; 0 waits for ever.
+
+    Attributes:
+        waited_s: seconds that the process has waited for batches so far.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class ClipLoader:
     ) -> None:
         self.make_pipeline = make_pipeline
         self.ledger = ledger
+        self.waited_s = 0.0
         self._options: dict[str, Any] = {
             "batch_size": None,
             "num_workers": num_workers,
@@ -53,7 +58,13 @@ class ClipLoader:
 
     def __iter__(self) -> Iterator[Clip]:
         """Yields batches. Raises DataError for a failure in a worker or for too many bad samples."""
-        for packed in DataLoader(self.make_pipeline(), collate_fn=Delivery.packed, **self._options):
+        batches = iter(DataLoader(self.make_pipeline(), collate_fn=Delivery.packed, **self._options))
+        while True:
+            begin = time.perf_counter()
+            packed = next(batches, None)
+            self.waited_s += time.perf_counter() - begin
+            if packed is None:
+                return
             delivery = packed.unpacked()
             self.ledger.add(delivery.num_drawn, delivery.bad)
             if delivery.failure is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.entry import entry_point
+from longtake.errors import ConfigError
 
 FIRST_REASONS = 5
 MANY_SHARDS = 1000
@@ -25,6 +26,7 @@ def main(cfg: DictConfig) -> None:
     from datamodules.build import build_dataset
 
     start = time.monotonic()
+    hand_down(cfg)
     source = instantiate(cfg.source)
     info = build_dataset(
         source,
@@ -38,6 +40,23 @@ def main(cfg: DictConfig) -> None:
     seconds = time.monotonic() - start
     sheet = write_sheet(info, info.root / "contact_sheet.png")
     print("\n".join([*summary(info), f"made in {seconds:.0f} s", *([f"contact sheet: {sheet}"] if sheet else [])]))
+
+
+def hand_down(cfg: DictConfig) -> None:
+    """Gives the source the `num_clips` and `seed` of the command line.
+
+    Raises:
+        ConfigError: the source makes no given number of clips.
+    """
+    uses_it = "num_clips" in cfg.source or "${num_clips}" in OmegaConf.to_yaml(cfg.source)
+    if cfg.num_clips is not None and not uses_it:
+        raise ConfigError(
+            f"num_clips is {cfg.num_clips}, but this source takes all clips that its input holds; expected null. "
+            "Change `num_clips`, or `input`."
+        )
+    for key in ("num_clips", "seed"):
+        if key in cfg.source and cfg[key] is not None:
+            cfg.source[key] = cfg[key]
 
 
 def write_sheet(info, path: Path) -> Path | None:

@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from datamodules.shards import DatasetInfo
 from launcher import entry
-from scripts.make_shards import main
+from longtake.errors import ConfigError
+from scripts.make_shards import hand_down, main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -105,6 +107,14 @@ def test_mistakes_are_one_message(run, conf, tmp_path):
     )
     assert_one_message(run("source=video_folder", f"output={tmp_path / 'set'}", conf=conf), 2, "input")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["conf"]
+
+
+def test_num_clips_and_seed_reach_the_source_or_are_refused(tmp_path):
+    cfg = OmegaConf.create({"num_clips": 7, "seed": 3, "source": {"num_clips": 512, "seed": 0}})
+    hand_down(cfg)
+    assert cfg.source == {"num_clips": 7, "seed": 3}
+    with pytest.raises(ConfigError, match="num_clips is 7"):
+        hand_down(OmegaConf.create({"num_clips": 7, "seed": 3, "source": {"input": "videos"}}))
 
 
 def test_nothing_left_exits_with_1(run, conf, tmp_path):
