@@ -13,6 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from launcher.entry import entry_point
+from longtake.errors import DataError
 from scripts.make_shards import num_cores, write_sheet
 
 MAX_ROWS = 12
@@ -38,8 +39,11 @@ def main(cfg: DictConfig) -> int:
         print_histogram("frames of a clip", {str(length): count for length, count in sorted(split.lengths.items())})
         print_histogram("videos by size", split.sizes)
     if cfg.contact_sheet is not None and report.info is not None:
-        sheet = write_sheet(report.info, Path(cfg.contact_sheet))
-        print(f"contact sheet: {sheet or 'nothing to show'}")
+        try:
+            sheet = write_sheet(report.info, Path(cfg.contact_sheet))
+            print(f"contact sheet: {sheet or 'nothing to show'}")
+        except DataError as error:  # a set that may only be read is still worth checking
+            print(f"contact sheet: not written ({error}). Change `contact_sheet`, null writes none.")
     for problem in report.problems[: cfg.max_problems]:
         print(f"PROBLEM {printable(str(problem))}")
     if report.num_problems > len(report.problems[: cfg.max_problems]):
