@@ -1,0 +1,1 @@
+"""Training objectives: from clean latents to a loss, every draw keyed by the sample."""

@@ -1,0 +1,1 @@
+"""Rollouts: from a start, conditions and keyed noise to chunks of latents, one after the other."""
