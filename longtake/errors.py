@@ -31,6 +31,6 @@ def unknown_choice(what: str, given: object, valid: Iterable[str], key: str) -> 
         key: the configuration key to change.
     """
     names = list(valid)
-    near = difflib.get_close_matches(str(given), names, n=len(names), cutoff=0.0)
+    near = difflib.get_close_matches(str(given), names, n=max(1, len(names)), cutoff=0.0)
     ordered = near + [name for name in names if name not in near]
-    return ConfigError(f"unknown {what} {given!r}; expected one of: {', '.join(ordered)}. Change `{key}`.")
+    return ConfigError(f"unknown {what} {given!r}; expected one of: {', '.join(ordered) or 'none is there'}. Change `{key}`.")

@@ -1,0 +1,1 @@
+"""What happens beside the training: Lightning callbacks, one concern a file."""

@@ -1,0 +1,1 @@
+"""Between the command line and the training code: composing, checking, the run folder, resuming, logging."""

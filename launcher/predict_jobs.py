@@ -1,0 +1,228 @@
+"""What predict.py is asked to make: checked, and as a list of starts."""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from longtake.errors import ConfigError
+from longtake.generate import VideoModel
+from longtake.loading import find_weights, load
+from longtake.pretrained.weights_file import build
+from longtake.provenance import commit
+
+_MAX_PROMPTS_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Job:
+    """One start, from which `num_samples` videos are made.
+
+    Attributes:
+        name: what it is called; it also names the noise.
+        start: frames [v t h w c], the path of a file, or None for nothing.
+        num_context_frames: how many frames of the start are given; None: all that can be used.
+        prompt: a text, or None.
+        actions: a mode, a file or an array [t a], or None.
+        truth: true frames [v t h w c], or None.
+    """
+
+    name: str
+    start: np.ndarray | str | None = None
+    num_context_frames: int | None = None
+    prompt: str | None = None
+    actions: np.ndarray | str | None = None
+    truth: np.ndarray | None = None
+
+
+def check_predict(cfg: DictConfig) -> None:
+    """Checks what can be known before any weight is loaded.
+
+    Raises:
+        ConfigError: one message with everything that is wrong.
+    """
+    problems = list(_problems(cfg))
+    if problems:
+        raise ConfigError("\n       ".join(problems))
+
+
+def _problems(cfg: DictConfig) -> Iterator[str]:
+    for key, least in (("num_frames", 1), ("num_context_frames", 0), ("num_clips", 1), ("num_samples", 1), ("seed", 0)):
+        value = cfg[key]
+        if value is None and key in ("num_frames", "num_context_frames"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            yield f"{key} is {value!r}; expected a whole number of {least} or more. Change `{key}`."
+    for key in ("only_eval", "keep_going"):
+        if not isinstance(cfg[key], bool):
+            yield f"{key} is {cfg[key]!r}; expected true or false. Change `{key}`."
+    if cfg.prompt is not None and cfg.prompts_file is not None:
+        yield "prompt and prompts_file are both given; expected one of them. Leave one out."
+    if cfg.input is not None and not isinstance(cfg.input, str):
+        yield f"input is {cfg.input!r}; expected a path, held_out or nothing. Change `input`."
+    if cfg.precision not in (None, "float32", "bfloat16"):
+        yield f"precision is {cfg.precision!r}; expected float32, bfloat16 or null. Change `precision`."
+    if cfg.device not in ("auto", "cpu", "cuda"):
+        yield f"device is {cfg.device!r}; expected auto, cpu or cuda. Change `device`."
+    elif cfg.device == "cuda" and not torch.cuda.is_available():
+        yield "device is cuda, and there is no GPU that torch can use. Change `device`."
+    try:
+        if cfg.fps is not None and Fraction(str(cfg.fps)) <= 0:
+            raise ValueError
+    except (ValueError, ZeroDivisionError):
+        yield f"fps is {cfg.fps!r}; expected a number above 0 or a fraction such as 35/3. Change `fps`."
+
+
+def prepared(cfg: DictConfig) -> VideoModel:
+    """Returns the model with the rollout that was chosen.
+
+    Raises:
+        ConfigError: it cannot be loaded, or its weights were not trained for that rollout.
+    """
+    from longtake.rollout.plan import check_rollout
+
+    trust = list(cfg.trust)
+    device = "cuda" if cfg.device == "auto" and torch.cuda.is_available() else cfg.device
+    model = load(cfg.ckpt, trust, "cpu" if device == "auto" else device)
+    model.rollout = build(OmegaConf.to_container(cfg.rollout, resolve=True), trust)
+    model.solver = build(OmegaConf.to_container(cfg.solver, resolve=True), trust)
+    check_rollout(model.rollout.kind, model.spec.trained_for)
+    model.solver.begin(model.rollout.num_steps)
+    if cfg.precision is not None:
+        model.precision = cfg.precision
+    return model
+
+
+def jobs(cfg: DictConfig, model: VideoModel) -> Iterator[Job]:
+    """Yields every start.
+
+    Raises:
+        ConfigError: prompts cannot be read, or there is nothing to start from.
+    """
+    prompts = _prompts(cfg)
+    kind = cfg.input or ("held_out" if not prompts else "nothing")
+    if kind == "held_out":
+        for number, prompt in enumerate(prompts or [None]):
+            yield from _held_out(cfg, model, prompt, f"{number:03d} " if len(prompts) > 1 else "")
+        return
+    start = None if kind == "nothing" else kind
+    context = 0 if start is None else cfg.num_context_frames
+    if start is None and cfg.num_context_frames:
+        raise ConfigError(
+            f"num_context_frames is {cfg.num_context_frames}, but there is nothing to take them from; expected 0. Give "
+            "`input`, or leave out `num_context_frames`."
+        )
+    for number, prompt in enumerate(prompts or [None]):
+        yield Job(f"{number:03d}", start, context if start is not None else None, prompt, cfg.actions)
+
+
+def _held_out(cfg: DictConfig, model: VideoModel, prompt: str | None, prefix: str) -> Iterator[Job]:
+    from hydra.utils import instantiate
+
+    from datamodules.held_out import held_out_clips, pixel_data
+
+    if "data" not in cfg or cfg.data is None:
+        raise ConfigError(
+            "the weights do not say which data they were trained on, so there are no held-out clips to start from. Give "
+            "`input` or `prompt`, or choose `data` (data=doom)."
+        )
+    given = cfg.num_context_frames if cfg.num_context_frames is not None else model.spec.num_context_frames
+    length = cfg.num_frames or int(model.spec.video["num_frames"])
+    for clip in held_out_clips(pixel_data(instantiate(cfg.data)), length, cfg.num_clips, split=cfg.split):
+        if clip.frames.shape[1] < given:
+            raise ConfigError(
+                f"num_context_frames is {given}, but held-out clip {clip.key} has {clip.frames.shape[1]} frames. Change "
+                "`num_context_frames` or `split`."
+            )
+        yield Job(
+            name=f"{prefix}{clip.key}",
+            start=clip.frames[:, :given],
+            num_context_frames=given,
+            prompt=prompt if prompt is not None else (clip.caption if model.text_encoder is not None else None),
+            actions=_actions(cfg, model, clip.actions, given, length, clip.key),
+            truth=clip.frames if cfg.actions is None else None,
+        )
+
+
+def _actions(
+    cfg: DictConfig, model: VideoModel, true: np.ndarray | None, given: int, length: int, key: str
+) -> np.ndarray | None:
+    """Returns the actions of a held-out clip: the true ones, or those asked for after the given frames."""
+    from longtake.actions import resolve_actions
+
+    if not model.spec.action_names:
+        return None
+    if cfg.actions is None:
+        return true
+    spec = model.spec
+    wanted = resolve_actions(cfg.actions, spec.action_names, spec.action_typical, length, f"{cfg.seed}/{key}")
+    if true is not None:
+        wanted[:given] = true[:given]
+    return wanted
+
+
+def _prompts(cfg: DictConfig) -> list[str]:
+    if cfg.prompts_file is None:
+        return [] if cfg.prompt is None else [str(cfg.prompt)]
+    path = Path(cfg.prompts_file)
+    try:
+        if path.stat().st_size > _MAX_PROMPTS_BYTES:
+            raise ValueError(f"it has {path.stat().st_size} bytes")
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"prompts_file {path} cannot be read ({reason}). Change `prompts_file`.") from error
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise ConfigError(f"prompts_file {path} is empty; expected a prompt a line. Change `prompts_file`.")
+    return prompts
+
+
+def output_folder(cfg: DictConfig) -> Path:
+    """Returns the folder of this prediction, made. Raises ConfigError where it cannot be, or holds a prediction."""
+    if cfg.output_dir is not None:
+        folder = Path(cfg.output_dir)
+        if (folder / "metrics.json").exists():
+            raise ConfigError(f"{folder} holds a prediction already; expected a new folder. Change `output_dir`.")
+    else:
+        file = find_weights(cfg.ckpt)
+        run = next((place for place in (file.parent, file.parent.parent) if (place / "config.yaml").is_file()), None)
+        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        folder = (run or Path("outputs")) / "predictions" / stamp
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the folder {folder} cannot be made ({error.strerror}); expected a place that can be written. Change "
+            "`output_dir`."
+        ) from error
+    return folder
+
+
+def provenance(cfg: DictConfig, model: VideoModel) -> dict[str, Any]:
+    """Returns what the figures depend on."""
+    return {
+        "ckpt": str(cfg.ckpt),
+        "step": model.spec.step,
+        "weights_commit": model.spec.commit,
+        "commit": commit(),
+        "seed": cfg.seed,
+        "device": str(model.device),
+        "precision": model.precision,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+    }
+
+
