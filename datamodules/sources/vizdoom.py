@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -50,6 +51,7 @@ class VizDoomSource(Source):
         tics_per_frame: int,
         move_speed: float,
         control_types: Sequence[str],
+        control_splits: Sequence[str] | None = None,
         seed: int,
         render: Sequence[int] | None = None,
         rig: Mapping[str, Any] | None = None,
@@ -69,6 +71,7 @@ class VizDoomSource(Source):
             tics_per_frame: game tics of 1/35 s for which an action is held, which make a frame.
             move_speed: engine units of a full step, at most 127 (25 walks, 50 runs).
             control_types: which of "depth" and "labels" become control video.
+            control_splits: the splits that have it; None for all.
             seed: another seed gives other episodes.
             render: (height, width) at which the engine renders, before the area filter; None chooses.
             rig: {"views": {name: {"yaw", "fov", "place"}}}, or None for one view.
@@ -87,6 +90,10 @@ class VizDoomSource(Source):
         for control_type in control_types:
             if control_type not in CONTROL_TYPES:
                 raise unknown_choice("control type", control_type, CONTROL_TYPES, "source.control_types")
+        for split in control_splits or ():
+            if split not in SPLITS:
+                raise unknown_choice("split", split, SPLITS, "source.control_splits")
+        self._control_splits = SPLITS if control_splits is None else tuple(control_splits)
         self._video = _parse_video(video, tics_per_frame)
         size = None if render is None else (int(render[0]), int(render[1]))
         self._settings = EpisodeSettings(
@@ -187,8 +194,11 @@ class VizDoomSource(Source):
         payload = task.payload
         world = next(world for world in self._worlds if world.name == payload["world"])
         clip, num_frames = 0, self._frames[task.split]
+        settings = self._settings
+        if task.split not in self._control_splits:
+            settings = replace(settings, control_types=())
         for restart in range(_MAX_RESTARTS):
-            with Episode(world, payload["map"], payload["seed"] + restart, self._settings) as episode:
+            with Episode(world, payload["map"], payload["seed"] + restart, settings) as episode:
                 while clip < payload["num_clips"]:
                     key = f"{task.id}_{clip:02d}"
                     sample = episode.record(key, task.id, num_frames)

@@ -130,7 +130,7 @@ def test_controls_have_one_scale_and_pure_colours() -> None:
 
 
 def test_clips_hold_frames_and_the_actions_that_made_them() -> None:
-    source = make_source("vizdoom", "control_types=[depth,labels]", *only_world("deathmatch"))
+    source = make_source("vizdoom", "control_splits=null", *only_world("deathmatch"))
     task = next(task for task in source.tasks() if task.split == "train")
     samples = clips(source, task)
     assert [sample.key for sample in samples] == [f"{task.id}_00", f"{task.id}_01"]
@@ -186,7 +186,7 @@ def test_scattered_clips_each_start_anew() -> None:
 
 
 def test_the_same_task_gives_the_same_bytes_in_another_process() -> None:
-    overrides = ["control_types=[depth,labels]"]
+    overrides = ["control_splits=null"]
     source = make_source("vizdoom", *overrides)
     tasks = [task for task in source.tasks() if task.split in ("train", "val")]
     code = (

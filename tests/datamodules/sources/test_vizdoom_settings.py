@@ -8,13 +8,14 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from datamodules.sources.base import SPLITS
+from datamodules.sources.base import SPLITS, RawSample
 from datamodules.sources.vizdoom import VizDoomSource
 from datamodules.sources.vizdoom_engine import ACTION_NAMES, STATE_NAMES
 from longtake.errors import ConfigError
 from tests.datamodules.sources.doom_games import (
     make_default_source,
     make_source,
+    only_world,
     settings,
 )
 
@@ -123,3 +124,15 @@ def test_no_world_left_is_an_error() -> None:
     values["worlds"] = dict.fromkeys(values["worlds"])
     with pytest.raises(ConfigError, match="share"):
         VizDoomSource(**values)
+
+
+def test_control_is_rendered_for_the_splits_that_ask_for_it() -> None:
+    source = make_source("vizdoom", "control_splits=[long]", *only_world("my_way_home"))
+    assert source.info().control_types == ("depth", "labels")
+    for split, expected in (("val", set()), ("long", {"depth", "labels"})):
+        task = next(task for task in source.tasks() if task.split == split)
+        sample = next(iter(source.samples(task)))
+        assert isinstance(sample, RawSample)
+        assert set(sample.control) == expected
+    with pytest.raises(ConfigError, match="control_splits"):
+        make_source("vizdoom", "control_splits=[tets]")
