@@ -26,16 +26,12 @@ class CountingEnv(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
-    def __init__(
-        self, render_mode: str | None = None, *, length: int = 100, actions: str = "discrete"
-    ) -> None:
+    def __init__(self, render_mode: str | None = None, *, length: int = 100, actions: str = "discrete") -> None:
         self.render_mode, self.length = render_mode, length
         self.action_space = ACTIONS[actions]
         self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
         self.steps, self.offset = 0, int(self.np_random.integers(0, 100))
         return self._observation(), {}

@@ -29,9 +29,7 @@ KINDS = [
 
 
 def clip(kind: tuple[str, str, str], count: int = 30) -> bytes:
-    return encode(
-        [numbered_frame(i) for i in range(count)], container=kind[0], codec=kind[1], pix_fmt=kind[2]
-    )
+    return encode([numbered_frame(i) for i in range(count)], container=kind[0], codec=kind[1], pix_fmt=kind[2])
 
 
 def decoded(source: bytes | Path) -> tuple[list[int], str]:

@@ -151,9 +151,7 @@ def test_an_unknown_environment_and_wrong_numbers_are_refused() -> None:
 
 def test_a_real_environment_is_drawn_and_moves() -> None:
     pytest.importorskip("pygame")
-    source = build(
-        "gymnasium", env_id="Acrobot-v1", num_clips=2, video={"fps": 15, "height": 48, "width": 64}
-    )
+    source = build("gymnasium", env_id="Acrobot-v1", num_clips=2, video={"fps": 15, "height": 48, "width": 64})
     samples, skipped, _ = collect(source)
     assert not skipped
     assert source.info().action_names == ("action_0", "action_1", "action_2")

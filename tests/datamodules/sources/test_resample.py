@@ -62,9 +62,7 @@ def test_a_broken_time_stamp_does_not_repeat_a_frame_without_end() -> None:
 
 
 def test_webm_and_variable_mp4_come_out_of_real_containers_in_step() -> None:
-    webm = VideoReader(
-        encode([numbered_frame(i) for i in range(40)], rate=30, container="webm", codec="libvpx")
-    )
+    webm = VideoReader(encode([numbered_frame(i) for i in range(40)], rate=30, container="webm", codec="libvpx"))
     pairs = on_clock(webm.frames(), fps=Fraction(30), slack=webm.summary().slack)
     assert [read_number(np.asarray(frame.load())) for _, frame in pairs] == list(range(40))
     pts = [0, 1, 2, 12, 13, 14]
@@ -109,9 +107,7 @@ def test_rows_on_their_own_clock_are_shared_out_by_overlap() -> None:
     spans = spans_of([0, 3, 6], 2)  # 0, 1.5 and 3 s
     assert resample_actions(rows, spans, rules=["sum"], fps=Fraction(1))[:, 0].tolist() == [0, 20, 40]
     assert resample_actions(rows, spans, rules=["last"], fps=Fraction(1))[:, 0].tolist() == [0, 20, 30]
-    assert np.allclose(
-        resample_actions(rows, spans, rules=["mean"], fps=Fraction(1))[:, 0], [0, 40 / 3, 80 / 3]
-    )
+    assert np.allclose(resample_actions(rows, spans, rules=["mean"], fps=Fraction(1))[:, 0], [0, 40 / 3, 80 / 3])
     assert resample_states(rows, spans, fps=Fraction(1))[:, 0].tolist() == [0, 10, 30]
 
 

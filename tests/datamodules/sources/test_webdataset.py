@@ -79,8 +79,7 @@ def test_samples_are_cut_resampled_and_captioned(tmp_path: Path) -> None:
 
 def test_fields_can_be_mapped_with_several_views_and_control(tmp_path: Path) -> None:
     members = [
-        (f"k.{name}.mp4", video(5, start))
-        for name, start in (("cam1", 0), ("cam2", 10), ("d1", 20), ("d2", 30))
+        (f"k.{name}.mp4", video(5, start)) for name, start in (("cam1", 0), ("cam2", 10), ("d1", 20), ("d2", 30))
     ]
     members += [("k.meta.json", json.dumps({"text": {"en": "a street"}, "video": "v7"}).encode())]
     tar = write_tar(tmp_path / "a.tar", members)
@@ -221,9 +220,7 @@ def test_urls_are_refused_without_consent_and_run_nothing(tmp_path: Path) -> Non
 def test_a_pipe_is_read_with_consent(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "a.tar", [("k.mp4", video())])
     code = f"import sys; sys.stdout.buffer.write(open({str(tar)!r}, 'rb').read())"
-    source = build(
-        "webdataset", input=f'pipe:{sys.executable} -c "{code}"', allow_remote=True, val_fraction=0
-    )
+    source = build("webdataset", input=f'pipe:{sys.executable} -c "{code}"', allow_remote=True, val_fraction=0)
     samples, skipped, _ = collect(source)
     assert not skipped
     assert [numbers(sample) for sample in samples.values()] == [[0, 1, 2, 3, 4]]
