@@ -21,8 +21,7 @@ def available() -> dict[str, str]:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the named benchmarks one after another, each with the options that follow the names. Returns the exit "
-    "code."""
+    """Runs the named benchmarks in turn, each with the options that follow the names. Returns the exit code."""
     names = available()
     split = next((index for index, word in enumerate(argv) if word.startswith("-")), len(argv))
     wanted, options = argv[:split], argv[split:]

@@ -193,9 +193,14 @@ class ClipsDataModule(L.LightningDataModule):
         check_requirements(self.infos, wanted)
         log_summary(self.infos, sorted(set(self.splits.values())))
 
+    def description(self) -> dict[str, Any]:
+        """Returns what weights should remember of this data, plain JSON; needs `setup`."""
+        from datamodules.describe import describe
+
+        return describe(self.infos[0], self.splits["train"])
+
     def shard(self) -> Shard:
-        """Returns the data-parallel rank and size of this process. Ranks of one sequence-parallel group read the "
-        "same."""
+        """Returns this process's data-parallel rank and size; ranks of one sequence-parallel group read the same."""
         if self.trainer is None:
             return Shard(0, 1)
         group = int(getattr(self.trainer.strategy, "sequence_parallel_size", 1))

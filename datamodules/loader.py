@@ -73,8 +73,7 @@ class ClipLoader:
                 yield delivery.clip
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns nothing: the datamodule keeps the position. Tells Lightning that a resume within an epoch is "
-        "exact."""
+        """Returns nothing: the datamodule keeps the position. Tells Lightning that resuming in an epoch is exact."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

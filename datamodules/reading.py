@@ -93,8 +93,7 @@ class StreamedSample(Sample):
 
 
 class _Index:
-    """The index of one shard, memory-mapped; a line is parsed when its sample is asked for, 8 bytes a sample are "
-    "kept."""
+    """The index of one shard, memory-mapped: a line is parsed when its sample is asked for, 8 bytes a sample stay."""
 
     def __init__(self, shard: Path, info: ShardInfo) -> None:
         path = index_path(shard)

@@ -45,8 +45,7 @@ def covering_latent_frames(num_frames_px: int, ratio: int) -> int:
 
 
 def pixel_range(start_lat: int, stop_lat: int, ratio: int) -> tuple[int, int]:
-    """Returns the pixel frames [start, stop) that latent frames [start, stop) code: 0 is pixel 0, k is 4k-3..4k at "
-    "4."""
+    """Returns the pixel frames [start, stop) of latent frames [start, stop): 0 is pixel 0, k is 4k-3..4k at 4."""
     return pixel_frames(start_lat, ratio), pixel_frames(stop_lat, ratio)
 
 
