@@ -108,7 +108,7 @@ class VideoDataModule(ClipsDataModule):
             (no actions, one view).
         reduce_actions: "last", "mean", "sum" or "max": how the actions between two frames become one where
             `frame_stride` is above 1.
-        video_reader: "auto" (decord for what was verified when it was written, PyAV for anything else), "decord" or "pyav".
+        video_reader: "auto" (decord for what was verified when it was written, PyAV for all else), "decord" or "pyav".
         **kwargs: as for `ClipsDataModule`.
     """
 
