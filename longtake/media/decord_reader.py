@@ -25,6 +25,10 @@ from longtake.media.containers import describe
 _FAULT_TOLERANCE = 1e-9
 
 
+class DecordFailedError(BadSampleError):
+    """decord gave up, which says little about the video: it cannot copy frames of some widths (8, 24, 48, 72, ...)."""
+
+
 @functools.cache
 def load_decord() -> ModuleType | None:
     """Returns the decord module, or None where it cannot be imported (decord2 installs the same name)."""
@@ -67,7 +71,7 @@ def read(source: Path | bytes, frames: Sequence[int] | None) -> np.ndarray:
         OSError,
         MemoryError,
     ) as error:
-        raise BadSampleError(f"{name}: decord: {_first_line(error)}") from error
+        raise DecordFailedError(f"{name}: decord: {_first_line(error)}") from error
 
 
 def _numpy(batch: object) -> np.ndarray:

@@ -12,6 +12,8 @@ most 8192 pixels a side and 8192 x 4320 in all, 4 GiB a read.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -80,7 +82,14 @@ def read_video(
     if use_decord:
         if not verified:
             check_video(source)
-        return decord_reader.read(source, frames)
+        try:
+            return decord_reader.read(source, frames)
+        except decord_reader.DecordFailedError as error:
+            if backend == "decord":
+                raise
+            # PyAV is strict: it either reads what decord could not, or says what is wrong with the video.
+            reason = str(error).rpartition("decord: ")[2]
+            _say_once(f"decord: {reason}. PyAV reads instead; `data.video_reader=pyav` saves the attempt")
     if frames is None:
         return pyav_reader.read_all(source)
     wanted = np.asarray(frames, dtype=np.int64)
@@ -90,6 +99,11 @@ def read_video(
         return pyav_reader.read_some(source, wanted)
     ascending, inverse = np.unique(wanted, return_inverse=True)
     return pyav_reader.read_some(source, ascending)[inverse]
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logging.getLogger("longtake").info(message)
 
 
 def _use_decord(backend: str, verified: bool) -> bool:

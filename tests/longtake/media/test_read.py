@@ -40,6 +40,16 @@ def test_probe_and_times_are_exact(clip: bytes, tmp_path: Path) -> None:
         np.testing.assert_allclose(frame_times(source), np.arange(97) * 3 / 35, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("width", [8, 16, 24, 48, 64, 72, 80])
+def test_frames_of_every_width_come_back(media_files: ModuleType, width: int) -> None:
+    """decord fails on verified videos of some of these widths; the caller must not notice."""
+    clip = encode_video(media_files.moving_frames(9, 48, width), fps=FPS)
+    frames = read_video(clip, verified=True)
+    np.testing.assert_array_equal(frames, read_video(clip, backend="pyav"))
+    with pytest.raises(BadSampleError, match="9 was asked for|has 9"):
+        read_video(clip, frames=[9], verified=True)
+
+
 @pytest.mark.parametrize("backend", ["pyav", pytest.param("decord", marks=needs_decord)])
 @pytest.mark.parametrize("as_path", [False, True])
 def test_any_order_stride_and_repeat(
