@@ -108,7 +108,7 @@ def read_array(sample: Sample, member: str) -> np.ndarray:
         raise BadSampleError(f"member {member!r} is no array: {error}") from error
 
 
-def read_rows(sample: Sample, member: str, window: Window, columns: int, reduce: str = "last") -> Tensor | None:
+def read_rows(sample: Sample, member: str, window: Window, columns: int, reduce: str = "last") -> np.ndarray | None:
     """Returns the rows of a per-frame table that belong to the frames of a window, float32 [t columns], or None.
 
     Args:
@@ -116,7 +116,8 @@ def read_rows(sample: Sample, member: str, window: Window, columns: int, reduce:
         member: "actions.npy" or "states.npy".
         window: with its start known.
         columns: expected number; 0 where the set has no such table.
-        reduce: how the rows between two frames of a strided window become one: "last", "mean", "sum" or "max".
+        reduce: how the rows between two frames of a strided window become one: "last", "mean", "sum", or "max" for the
+            one of largest size, column by column.
 
     Raises:
         BadSampleError: missing, of a wrong shape, with too few rows, or with values that are not finite.
@@ -129,25 +130,33 @@ def read_rows(sample: Sample, member: str, window: Window, columns: int, reduce:
         raise BadSampleError(f"{member} has shape {table.shape}; expected ({frames[-1] + 1} or more, {columns})")
     if table.dtype.kind not in "fiub":
         raise BadSampleError(f"{member} holds {table.dtype}; expected numbers")
-    rows = torch.from_numpy(table.astype(np.float32))
     if window.stride > 1 and reduce != "last":
-        padded = torch.cat([rows.new_zeros(window.stride, columns), rows])
-        spans = torch.stack([padded[frame + 1 : frame + 1 + window.stride] for frame in frames])
-        rows = {"mean": spans.mean, "sum": spans.sum, "max": spans.amax}[reduce](dim=1)
+        rows = _reduced(table.astype(np.float32), frames, reduce)
     else:
-        rows = rows[frames.start : frames.stop : frames.step]
-    if not torch.isfinite(rows).all():
+        rows = table[frames.start : frames.stop : frames.step].astype(np.float32)
+    if not np.isfinite(rows).all():
         raise BadSampleError(f"{member} holds values that are not finite")
     return rows
 
 
-def read_actions(sample: Sample, window: Window, columns: int, reduce: str = "last") -> Tensor | None:
+def _reduced(table: np.ndarray, frames: range, reduce: str) -> np.ndarray:
+    """Returns one row a frame for the `frames.step` rows that lead to it; rows before the first are zeros."""
+    padded = np.concatenate([np.zeros((frames.step, table.shape[1]), np.float32), table])
+    spans = np.stack([padded[frame + 1 : frame + 1 + frames.step] for frame in frames])
+    if reduce == "max":
+        return np.take_along_axis(spans, np.abs(spans).argmax(axis=1, keepdims=True), axis=1)[:, 0]
+    return spans.mean(axis=1) if reduce == "mean" else spans.sum(axis=1)
+
+
+def read_actions(sample: Sample, window: Window, columns: int, reduce: str = "last") -> np.ndarray | None:
     """Returns the actions of a window, float32 [t a]: row t produced frame t, and row 0 is null (zeros).
 
     What led to the first frame is not known in a rollout either, so it is not shown in training.
     """
     rows = read_rows(sample, "actions.npy", window, columns, reduce)
-    return None if rows is None else torch.cat([rows.new_zeros(1, columns), rows[1:]])
+    if rows is not None:
+        rows[0] = 0
+    return rows
 
 
 def read_caption(sample: Sample, draws: Draws) -> str | None:
@@ -188,10 +197,10 @@ class Companions:
             "actions": read_actions(sample, window, self.num_actions, self.reduce_actions),
             "states": read_rows(sample, "states.npy", window, self.num_states),
             "captions": read_caption(sample, draws),
-            "view_ids": torch.tensor(view_ids),
-            "view_mask": torch.ones(len(view_ids), dtype=torch.bool),
-            "frame_mask": torch.ones(window.num_frames, dtype=torch.bool),
-            "fps": torch.tensor(self.fps / window.stride, dtype=torch.float32),
+            "view_ids": np.array(view_ids),
+            "view_mask": np.ones(len(view_ids), dtype=bool),
+            "frame_mask": np.ones(window.num_frames, dtype=bool),
+            "fps": np.float32(self.fps / window.stride),
         }
 
 
@@ -228,5 +237,6 @@ def collate(fields: list[Fields]) -> Clip:
             without = [item["key"] for item, value in zip(fields, values, strict=True) if value is None]
             raise BadSampleError(f"has no {name}, which other samples of its batch have: {', '.join(without)}")
         else:
-            batch[name] = torch.stack([torch.as_tensor(value) for value in values])
+            is_tensor = isinstance(values[0], Tensor)
+            batch[name] = torch.stack(values) if is_tensor else torch.from_numpy(np.stack(values))
     return Clip(**batch)

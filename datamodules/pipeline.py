@@ -203,7 +203,7 @@ class DecodeFixed:
             fields = _decode(self.data, draw, Draws(None), noted)
             if fields is not None:
                 if filling or attempt:
-                    fields["frame_mask"] = torch.zeros_like(fields["frame_mask"])
+                    fields["frame_mask"] = np.zeros_like(fields["frame_mask"])
                 return fields
         raise DataError(f"no usable sample among {min(MAX_SUBSTITUTES, count)} from number {number} on in validation")
 
