@@ -46,8 +46,8 @@ class Clip(TensorGroup):
         latents: normalised latents of a video encoder, float, [b v t c h w] with t in latent frames.
         tokens: codebook indices, int64, [b v t h w] with t in latent frames.
         control: control videos by type ("depth", "labels", ...), each as `video`, [b v t c h w].
-        control_mask: for each control type which (clip, view) has it, bool [b v]; an absent one is all zeros in `control`.
-        actions: float32 [b t a]; `actions[:, t]` is what produced pixel frame t, and `actions[:, 0]` of an episode is null.
+        control_mask: for each control type which (clip, view) has it, bool [b v]; an absent one is zeros in `control`.
+        actions: float32 [b t a]; `actions[:, t]` is what produced pixel frame t; `actions[:, 0]` of an episode is null.
         states: float32 [b t s], what was measured at pixel frame t.
         captions: the one caption drawn for each clip, b strings.
         text_emb: embeddings of n texts, float [b n l d], or None where `text_ids` is used.
@@ -55,7 +55,7 @@ class Clip(TensorGroup):
         text_mask: True where a text token is real, bool [b n l].
         view_ids: index of each view in the rig, int64 [b v].
         view_mask: True where the view is real, bool [b v].
-        frame_mask: True where the pixel frame is real, bool [b t]; all False in a clip that only fills up a validation batch.
+        frame_mask: True where the pixel frame is real, bool [b t]; all False in a clip that only fills up a batch.
         fps: frames per second after striding, float32 [b].
         key: name of each sample, b strings.
         position: position of each sample in the training plan (validation: its index in the fixed list), int64 [b].

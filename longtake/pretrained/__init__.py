@@ -1,0 +1,1 @@
+"""Released weights: the names of their tensors and ours, in both directions."""
