@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -58,7 +59,7 @@ def train(cfg: DictConfig, checkpoint: str | None) -> int:
     )
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
-        _say_where_to_look(cfg, trainer.global_step)
+        _say_where_to_look(cfg, trainer)
     return 0
 
 
@@ -68,16 +69,23 @@ def _built(nodes: DictConfig) -> list[Any]:
     return [instantiate(node) for node in nodes.values() if node is not None]
 
 
-def _say_where_to_look(cfg: DictConfig, step: int) -> None:
-    folder = cfg.run.dir
+def _say_where_to_look(cfg: DictConfig, trainer: Any) -> None:
+    folder, step = Path(cfg.run.dir), trainer.global_step
+    samples = sorted(folder.glob("samples/step_*/*.mp4"))
+    weights = folder / "weights.safetensors"
+    rolls_out = weights.is_file() and "rollout" in cfg.module
+    speed = [callback.sentence() for callback in trainer.callbacks if hasattr(callback, "sentence")]
     rows = [
-        ("last checkpoint", f"{folder}/checkpoints/last.ckpt"),
-        ("metrics", f"{folder}/metrics.jsonl"),
-        ("pictures", f"{folder}/samples/"),
+        ("sample video", samples[-1] if samples else None),
+        ("weights", weights if weights.is_file() else None),
+        ("roll out", f"python predict.py ckpt={folder} num_frames=81" if rolls_out else None),
+        ("checkpoint", folder / "checkpoints" / "last.ckpt"),
+        ("metrics", folder / "metrics.jsonl"),
         ("curves", f"tensorboard --logdir {folder}"),
         ("train longer", f"the same command with run.id={cfg.run.id} trainer.max_steps={2 * step}"),
+        ("this run", speed[0].removeprefix("speed: ") if speed and speed[0] else None),
     ]
-    lines = [f"  {name:<16} {value}" for name, value in rows]
+    lines = [f"  {name:<13} {value}" for name, value in rows if value is not None]
     logger.info("trained to step %d. Where to look next:%s%s", step, os.linesep, os.linesep.join(lines))
 
 

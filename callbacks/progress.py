@@ -63,7 +63,9 @@ class ProgressLines(ProgressBar):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not (self._is_enabled and trainer.is_global_zero) or trainer.sanity_checking:
             return
-        values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        metrics = trainer.callback_metrics.items()
+        # what is listed by chunk is for curves, not for a line
+        values = {name: float(value) for name, value in metrics if name.startswith("val/") and "@" not in name}
         logger.info("validation at step %d  %s", trainer.global_step, _listed(values))
 
 

@@ -23,6 +23,7 @@ from longtake.geometry import latent_frames
 
 MEMBER = "latents.safetensors"
 PREFIX = "latents."
+TEXT_FIELDS = ("text_emb", "text_ids", "text_mask")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class LatentsDecoder:
         starts = self._starts(tensors, window, needed)
         start = starts[draws.below(len(starts), "start")]
         placed = Window(start, window.num_frames)
-        text = {name: tensors[name] for name in ("text_emb", "text_ids", "text_mask") if name in tensors}
+        text = _drawn_text({name: tensors[name] for name in TEXT_FIELDS if name in tensors}, draws)
         return {
             "latents": self._checked(tensors[f"{PREFIX}{start}"])[:, :needed],
             **self.companions.read(sample, placed, draws, list(range(self.num_views))),
@@ -78,20 +79,43 @@ class LatentsDecoder:
             )
         if not torch.isfinite(latents).all():
             raise BadSampleError("latents hold values that are not finite")
-        return latents
+        return latents.float()
+
+
+def _drawn_text(fields: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+    """Returns the one text [1 ...] of the caption that `read_caption` draws; a row for each caption is cached."""
+    if not fields:
+        return {}
+    counts = {len(value) for value in fields.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise BadSampleError(
+            f"its text fields have {', '.join(map(str, sorted(counts)))} rows; expected a row a caption"
+        )
+    row = draws.below(counts.pop(), "caption")
+    return {name: value[row : row + 1] for name, value in fields.items()}
 
 
 class LatentsDataModule(ClipsDataModule):
     """Clips of cached latents as `Clip.latents`.
 
     Args:
-        encoder_fingerprint: of the encoder that the model uses; a set made by another one is refused. None skips this.
+        encoder_fingerprint: of the encoder that the model uses; a set made by another one is refused. None asks the
+            model for it, where there is one.
+        pixels: name of the data that holds the pixels, for those who compare rollouts with them; not used here.
         **kwargs: as for `ClipsDataModule`; `num_frames` still counts pixel frames.
     """
 
-    def __init__(self, *, encoder_fingerprint: str | None = None, **kwargs: object) -> None:
+    def __init__(self, *, encoder_fingerprint: str | None = None, pixels: str | None = None, **kwargs: object) -> None:
         super().__init__(**kwargs)  # type: ignore[arg-type]
         self.encoder_fingerprint = encoder_fingerprint
+        self.pixels = pixels
+
+    def setup(self, stage: str) -> None:
+        """See `ClipsDataModule`; takes the fingerprint from the model that is trained."""
+        model = self.trainer.lightning_module if self.trainer is not None else None
+        if self.encoder_fingerprint is None and hasattr(model, "video_encoder"):
+            self.encoder_fingerprint = model.video_encoder.fingerprint  # type: ignore[union-attr]
+        super().setup(stage)
 
     def decoder(self, info: DatasetInfo, *, training: bool) -> Decoder:
         """Returns the decoder of one set. Raises ConfigError where its latents are not the model's."""
@@ -104,8 +128,8 @@ class LatentsDataModule(ClipsDataModule):
         if self.encoder_fingerprint not in (None, latents["encoder_fingerprint"]):
             raise ConfigError(
                 f"the latents in {info.root} come from encoder {latents['encoder_fingerprint']}, the model's encoder "
-                "is "
-                f"{self.encoder_fingerprint}; expected the same. Cache them again, or change `encoder/video`."
+                f"is {self.encoder_fingerprint}; expected the same. Cache them again (data.rebuild=true), or change "
+                "`encoder/video`."
             )
         if self.frame_stride != 1:
             raise ConfigError(f"data.frame_stride is {self.frame_stride}; expected 1 for cached latents.")

@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from launcher.check_model import MODEL_RULES
 from longtake.errors import ConfigError
 from longtake.geometry import latent_frames
 
@@ -224,6 +225,7 @@ RULES: list[Rule] = [
     _strategy,
     _multirun,
     _run_names,
+    *MODEL_RULES,
 ]
 
 

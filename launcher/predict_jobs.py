@@ -94,7 +94,8 @@ def prepared(cfg: DictConfig) -> VideoModel:
 
     trust = list(cfg.trust)
     device = "cuda" if cfg.device == "auto" and torch.cuda.is_available() else cfg.device
-    model = load(cfg.ckpt, trust, "cpu" if device == "auto" else device)
+    encoder: Any = OmegaConf.to_container(cfg.encoder, resolve=True)
+    model = load(cfg.ckpt, trust, "cpu" if device == "auto" else device, encoder=encoder)
     model.rollout = build(OmegaConf.to_container(cfg.rollout, resolve=True), trust)
     model.solver = build(OmegaConf.to_container(cfg.solver, resolve=True), trust)
     check_rollout(model.rollout.kind, model.spec.trained_for)
@@ -134,16 +135,16 @@ def _held_out(cfg: DictConfig, model: VideoModel, prompt: str | None, prefix: st
 
     if "data" not in cfg or cfg.data is None:
         raise ConfigError(
-            "the weights do not say which data they were trained on, so there are no held-out clips to start from. Give "
-            "`input` or `prompt`, or choose `data` (data=doom)."
+            "the weights do not say which data they were trained on, so there are no held-out clips to start from. "
+            "Give `input` or `prompt`, or choose `data` (data=doom)."
         )
     given = cfg.num_context_frames if cfg.num_context_frames is not None else model.spec.num_context_frames
     length = cfg.num_frames or int(model.spec.video["num_frames"])
     for clip in held_out_clips(pixel_data(instantiate(cfg.data)), length, cfg.num_clips, split=cfg.split):
         if clip.frames.shape[1] < given:
             raise ConfigError(
-                f"num_context_frames is {given}, but held-out clip {clip.key} has {clip.frames.shape[1]} frames. Change "
-                "`num_context_frames` or `split`."
+                f"num_context_frames is {given}, but held-out clip {clip.key} has {clip.frames.shape[1]} frames. "
+                "Change `num_context_frames` or `split`."
             )
         yield Job(
             name=f"{prefix}{clip.key}",
@@ -224,5 +225,3 @@ def provenance(cfg: DictConfig, model: VideoModel) -> dict[str, Any]:
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
     }
-
-

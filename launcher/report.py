@@ -23,12 +23,16 @@ USER_ERROR, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 _MEMORY_KEYS = (
     "data.batch_size",
     "video.num_frames",
+    "objective.num_chunks",
+    "objective.noise_repeats",
     "video.height",
     "video.width",
-    "module.width",
+    "network.dim",
+    "network.num_layers",
     "data.num_workers",
     "trainer.precision",
 )
+_MEMORY_KEYS_OF_PREDICT = ("num_samples", "rollout.guidance", "precision")
 
 
 class JobFailed(RuntimeError):
@@ -133,7 +137,8 @@ def _out_of_memory(error: BaseException) -> BaseException | None:
 
 
 def _memory_message(error: BaseException, cfg: DictConfig | None) -> str:
-    keys = [key for key in _MEMORY_KEYS if cfg is not None and OmegaConf.select(cfg, key) is not None]
+    candidates = _MEMORY_KEYS_OF_PREDICT if cfg is not None and "ckpt" in cfg else _MEMORY_KEYS
+    keys = [key for key in candidates if cfg is not None and OmegaConf.select(cfg, key) is not None]
     settings = [f"{key} (now {OmegaConf.select(cfg, key)})" for key in keys] if cfg is not None else []
     advice = f" Lower one of: {', '.join(settings)}." if settings else ""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else "no details"

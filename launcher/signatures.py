@@ -42,7 +42,8 @@ def check_targets(config: Any, path: str = "", origin: Callable[[str], str] = st
         if node not in seen:  # an interpolation repeats a node; it is named where it stands highest
             seen.append(node)
             problems += _check_node(node, key, origin)
-    return problems
+    # one key may go to several constructors: it is named once
+    return list({text.rpartition("Change ")[2]: text for text in reversed(problems)}.values())[::-1]
 
 
 def _nodes(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:

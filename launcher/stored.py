@@ -1,7 +1,7 @@
 """What weights were trained with becomes part of the config of predict.py, before the command line is applied.
 
-The groups video, rollout, solver and data get a choice named "stored", which conf/predict.yaml takes by default. So a key
-on the command line changes one value of what is stored, and a group choice replaces the stored node whole.
+The groups video, encoder, rollout, solver and data get a choice named "stored", which conf/predict.yaml takes by
+default. So a key on the command line changes one value of what is stored, and a group choice replaces the node whole.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from launcher.compose import CONF
 from longtake.errors import ConfigError
 
 _NAME = "stored"
+_SETTINGS = ("root", "video_reader", "views", "control", "frame_stride", "reduce_actions", "splits", "action_dim")
 
 
 def use_stored(overrides: Sequence[str]) -> None:
@@ -26,34 +27,78 @@ def use_stored(overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: the weights cannot be read, or name what they may not.
     """
-    given = {override.key_or_group: override.value() for override in OverridesParser.create().parse_overrides(list(overrides))}
-    if not isinstance(given.get("ckpt"), str):
+    given = {
+        override.key_or_group: override.value()
+        for override in OverridesParser.create().parse_overrides(list(overrides))
+    }
+    ckpt, trust = given.get("ckpt"), given.get("trust")
+    if not isinstance(ckpt, str):
         return
     from longtake.loading import find_weights, load_spec
 
-    path = Path(given["ckpt"])
-    spec = load_spec(path, [str(name) for name in given.get("trust") or []])
+    path = Path(ckpt)
+    spec = load_spec(path, [str(name) for name in trust] if isinstance(trust, list) else [])
     store = ConfigStore.instance()
+    _forget(store)
     for group, node in (("video", spec.video), ("rollout", spec.rollout), ("solver", spec.solver)):
         _check_plain(node, path)
-        store.store(group=group, name=_NAME, node=node)
+        store.store(group=group, name=_NAME, node=dict(node))
+    for name, node in _encoders(path, spec).items():
+        _check_plain(node, path)
+        store.store(group=f"encoder/{name}", name=_NAME, node=node)
     data = _data(path, find_weights(path), spec.data.get("name"))
     if data is not None:
         store.store(group="data", name=_NAME, node=data)
 
 
 def _data(path: Path, file: Path, name: object) -> dict[str, Any] | None:
-    """Returns the data node: that of the run folder if it has pixels, else the yaml that the weights name."""
+    """Returns the node of the data with the pixels of the training clips, or None where it is not known.
+
+    It is a yaml of conf/data by its name; from a run folder come only plain settings, never what to build or to open.
+    """
+    settings: dict[str, Any] = {}
     for folder in (path if path.is_dir() else file.parent, file.parent.parent):
-        config = folder / "config.yaml"
-        if config.is_file():
-            node = OmegaConf.to_container(OmegaConf.load(config).get("data"), resolve=True)
-            if isinstance(node, dict) and not node.get("pixels"):
-                return {str(key): value for key, value in node.items()}
+        if (folder / "config.yaml").is_file():
+            config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+            node = config.get("data") if isinstance(config, dict) else None
+            if isinstance(node, dict):
+                settings = (
+                    _latents_settings(node) if node.get("pixels") else {k: node[k] for k in _SETTINGS if k in node}
+                )
+                _check_plain(settings, folder)
             break
     if isinstance(name, str) and name.isidentifier() and (CONF / "data" / f"{name}.yaml").is_file():
-        return {"defaults": [name, "_self_"]}
+        return {"defaults": [name, "_self_"], **settings}
     return None
+
+
+def _forget(store: ConfigStore) -> None:
+    """Takes out what an earlier call in this process registered."""
+    for path in ("video", "rollout", "solver", "data", "encoder/video", "encoder/text"):
+        group: Any = store.repo
+        for part in path.split("/"):
+            group = group.get(part, {})
+        group.pop(f"{_NAME}.yaml", None)
+
+
+def _latents_settings(node: dict[str, Any]) -> dict[str, Any]:
+    """Returns where the pixels lie that were encoded, if they are still there."""
+    source = (node.get("build") or {}).get("source") or {}
+    root = source.get("input")
+    return {"root": root, "build": None} if isinstance(root, str) and (Path(root) / "dataset.json").is_file() else {}
+
+
+def _encoders(path: Path, spec: Any) -> dict[str, dict[str, Any]]:
+    """Returns the nodes of the encoders. In a run folder paths of the machine are known; elsewhere they are not."""
+    found = {name: dict(node) for name, node in spec.encoder.items() if node}
+    config = path / "config.yaml"
+    if config.is_file():
+        stored = OmegaConf.to_container(OmegaConf.load(config), resolve=True)
+        for name, node in found.items():
+            local = (stored.get("encoder") or {}).get(name) if isinstance(stored, dict) else None
+            if isinstance(local, dict) and local.get("_target_") == node.get("_target_"):
+                node |= {key: value for key, value in local.items() if isinstance(value, str) and "/" in value}
+    return found
 
 
 def _check_plain(node: Any, path: Path) -> None:

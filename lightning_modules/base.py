@@ -98,7 +98,7 @@ class BaseModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips, logs the norm, and empties gradients that are not finite: an optimiser then leaves everything as it is.
+        """Clips, logs the norm, and empties gradients that are not finite: an optimiser then changes nothing.
 
         Gradients are already summed over ranks, so every rank comes to the same decision.
         """
@@ -124,8 +124,8 @@ class BaseModule(LightningModule):
         )
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise DataError(
-                f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a loss or gradient that is not finite; training has diverged. "
-                "Lower `optimizer.lr` or `trainer.gradient_clip_val`, or find where it begins with debug=anomaly."
+                f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a loss or gradient that is not finite; training has "
+                "diverged. Lower `optimizer.lr` or `trainer.gradient_clip_val`, or find its begin with debug=anomaly."
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -33,4 +33,6 @@ def unknown_choice(what: str, given: object, valid: Iterable[str], key: str) -> 
     names = list(valid)
     near = difflib.get_close_matches(str(given), names, n=max(1, len(names)), cutoff=0.0)
     ordered = near + [name for name in names if name not in near]
-    return ConfigError(f"unknown {what} {given!r}; expected one of: {', '.join(ordered) or 'none is there'}. Change `{key}`.")
+    return ConfigError(
+        f"unknown {what} {given!r}; expected one of: {', '.join(ordered) or 'none is there'}. Change `{key}`."
+    )

@@ -13,13 +13,26 @@ from launcher.compose import CONF, compose
 
 ROOT = CONF.parent
 EXTRA_CONF = ROOT / "tests" / "extra_conf"  # data=random_clips, video=tiny
+TINY = [
+    "experiment=ar_chunk3f",
+    "data=random_clips",
+    "video=tiny",
+    "network=tiny",
+    "encoder/video=block_code",
+    "encoder/text=none",
+    "scheduler=warmup_constant",
+    "video.num_frames=21",
+    "trainer.precision=32-true",
+    "trainer.max_steps=300",
+    "rollout.num_steps=2",
+    "rollout.guidance=1",
+]
 SEARCH_PATH = f"hydra.searchpath=[file://{EXTRA_CONF}]"
 
 
 def compose_train(*overrides: str, config_dir: Path = CONF) -> DictConfig:
     """Returns the config of `train.py experiment=ar_chunk3f` on tiny random clips, with `overrides` on top."""
-    base = ["experiment=ar_chunk3f", "data=random_clips", "video=tiny"]
-    return compose("train", [*base, *overrides, SEARCH_PATH], config_dir)
+    return compose("train", [*TINY, *overrides, SEARCH_PATH], config_dir)
 
 
 def edited(*overrides: str) -> DictConfig:

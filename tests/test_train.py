@@ -15,14 +15,20 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from safetensors.torch import load_file
 
 import train
 from launcher import ranks
 from launcher.entry import run
-from tests.configs import EXTRA_CONF, ROOT
-from tests.random_clips import FIRST_VAL, RandomClips
+from longtake.media.read import probe_video
+from tests.configs import EXTRA_CONF, ROOT, TINY
 
-BASE = ["--config-dir", str(EXTRA_CONF), "experiment=ar_chunk3f", "data=random_clips", "video=tiny", "trainer=cpu"]
+BASE = ["--config-dir", str(EXTRA_CONF), *TINY, "trainer=cpu"]
+SCHEDULES = (
+    "callbacks.curriculum.schedules=[{key: objective.num_chunks, points: [[0, 1], [3, 2]]}, "
+    "{key: objective.context_noise, kind: linear, points: [[0, 0.0], [8, 0.2]]}, "
+    "{key: optimizer.lr, kind: linear, points: [[0, 0.001], [8, 0.0001]]}]"
+)
 
 
 @pytest.fixture
@@ -68,32 +74,38 @@ def test_a_run_leaves_everything_that_its_folder_promises(fit: Any, tmp_path: Pa
     assert [line["step"] for line in metrics(folder) if "val/loss" in line] == [2, 4]
     assert json.loads((folder / "state.json").read_text())["status"] == "finished"
     saved = checkpoint(folder)
-    assert saved["global_step"] == 5  # no multiple of every_n_train_steps: the end is always saved
-    assert saved["config"]["module"]["width"] == 24
+    assert saved["global_step"] == saved["ema_updates"] == 5  # no multiple of every_n_train_steps: the end is saved
+    assert saved["config"]["network"]["dim"] == 16
     assert saved["config"]["run"]["id"] == "a"
     assert OmegaConf.load(folder / "config.yaml").run.id == "a"
     best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     assert best["global_step"] in (2, 4)
+    weights = load_file(folder / "weights.safetensors")
+    assert all(torch.equal(weights[name], best["state_dict"][f"ema_network.{name}"]) for name in weights)
     assert list((folder / "tensorboard").glob("events.*"))
     assert (folder / "csv" / "version_0" / "metrics.csv").exists()
-    picture = Image.open(folder / "samples" / "step_0000004" / "next_frame.png")
-    assert picture.size == (3 * 12 * 4, 8 * 4)  # given | truth | prediction, one clip a validation batch
+    samples = folder / "samples" / "step_0000005"
+    assert sorted(path.name for path in samples.iterdir()) == ["grid.mp4", "grid.png"]
+    assert probe_video(samples / "grid.mp4").num_frames == 21
+    assert Image.open(samples / "grid.png").size[0] > 500
     assert not list(folder.rglob("*.partial"))
 
 
-def test_validation_leaves_out_clips_that_only_fill_up(fit: Any, tmp_path: Path) -> None:
-    assert fit("run.id=a", "trainer.max_steps=2", "trainer.val_check_interval=2") == 0
-    data = RandomClips(2, 0, 3, 0, height=8, width=12, num_frames=5, val_clips=3, limit_samples=None)
-    video = data.batch([FIRST_VAL, FIRST_VAL + 1, FIRST_VAL + 2]).video
-    assert video is not None
-    frames = video.float() / 127.5 - 1
-    expected = (frames[:, :, 1:] - frames[:, :, :-1]).square().mean().item()
-    (line,) = [line for line in metrics(tmp_path / "a") if "val/loss" in line]
-    assert line["val/copy_loss"] == pytest.approx(expected, rel=1e-5)
+def test_the_end_says_where_to_look(fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="longtake"):
+        assert fit("run.id=a", "trainer.max_steps=8", "callbacks.throughput.warmup_steps=1") == 0
+    text = caplog.records[-1].getMessage()
+    folder = tmp_path / "a"
+    assert text.startswith("trained to step 8. Where to look next:")
+    assert f"{folder}/samples/step_0000008/grid.mp4" in text
+    assert f"python predict.py ckpt={folder} num_frames=81" in text
+    assert "matmuls reach here" in text
+    assert "trainer.max_steps=16" in text
 
 
 def test_resume_equals_no_interruption(fit: Any, tmp_path: Path) -> None:
     settings = ["trainer.val_check_interval=4", "callbacks.checkpoint.every_n_train_steps=4", "data.num_workers=1"]
+    settings.append(SCHEDULES)
     assert fit("run.id=whole", "trainer.max_steps=9", *settings) == 0
     assert fit("run.id=parts", "trainer.max_steps=3", *settings) == 0
     assert fit("run.id=parts", "trainer.max_steps=6", *settings) == 0
@@ -101,13 +113,21 @@ def test_resume_equals_no_interruption(fit: Any, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert losses(parts) == losses(whole)
     assert [line["resumed_from_step"] for line in metrics(parts) if "resumed_from_step" in line] == [3, 6]
-    first, second = checkpoint(whole), checkpoint(parts)
-    for name, value in first["state_dict"].items():
-        assert torch.equal(value, second["state_dict"][name]), name
-    one, other = (saved["optimizer_states"][0]["state"] for saved in (first, second))
+    assert_equal(checkpoint(whole), checkpoint(parts))
+    one, other = (checkpoint(folder)["optimizer_states"][0]["state"] for folder in (whole, parts))
     for index, state in one.items():
         assert all(torch.equal(state[key], other[index][key]) for key in ("exp_avg", "exp_avg_sq", "step"))
-    assert first["lr_schedulers"][0]["last_epoch"] == second["lr_schedulers"][0]["last_epoch"] == 9
+    assert (
+        checkpoint(whole)["lr_schedulers"][0]["last_epoch"] == checkpoint(parts)["lr_schedulers"][0]["last_epoch"] == 9
+    )
+
+
+def assert_equal(first: dict[str, Any], second: dict[str, Any]) -> None:
+    """Two checkpoints hold the same weights and the same average, bit for bit."""
+    assert first["ema_updates"] == second["ema_updates"] == first["global_step"]
+    assert any(name.startswith("ema_network.") for name in first["state_dict"])
+    for name, value in first["state_dict"].items():
+        assert torch.equal(value, second["state_dict"][name]), name
 
 
 def test_a_finished_run_is_not_trained_again(fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -116,7 +136,7 @@ def test_a_finished_run_is_not_trained_again(fit: Any, tmp_path: Path, caplog: p
     assert fit("run.id=a", "trainer.max_steps=2") == 0
     assert (tmp_path / "a" / "metrics.jsonl").read_text() == before
     assert "nothing left to do" in caplog.text
-    assert fit("run.id=a", "trainer.max_steps=2", "module.width=8") == 2
+    assert fit("run.id=a", "trainer.max_steps=2", "network.dim=8") == 2
 
 
 def test_a_run_begins_with_given_weights(fit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,10 +146,11 @@ def test_a_run_begins_with_given_weights(fit: Any, tmp_path: Path, capsys: pytes
     assert fit("run.id=b", "trainer.max_steps=1", f"init_from={weights}", "optimizer.lr=1e-30", "seed=7") == 0
     loaded = checkpoint(tmp_path / "b")
     assert loaded["global_step"] == 1
-    for name, value in checkpoint(tmp_path / "a")["state_dict"].items():
-        assert torch.equal(value, loaded["state_dict"][name]), name
+    average = load_file(tmp_path / "a" / "weights.safetensors")  # of a run, its average is taken
+    for name, value in average.items():
+        assert torch.equal(value, loaded["state_dict"][f"network.{name}"]), name
     capsys.readouterr()
-    assert fit("run.id=c", f"init_from={weights}", "module.width=8") == 2
+    assert fit("run.id=c", f"init_from={weights}", "network.dim=8") == 2
     assert "init_from" in capsys.readouterr().err
 
 
@@ -172,17 +193,20 @@ def test_two_processes_equal_one(fit: Any, tmp_path: Path) -> None:
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(fit: Any, tmp_path: Path) -> None:
-    settings = ["callbacks.checkpoint.every_n_train_steps=2", "trainer.val_check_interval=1000"]
+    settings = ["callbacks.checkpoint.every_n_train_steps=2", "trainer.val_check_interval=1000", SCHEDULES]
     endless = command_line(f"run.root={tmp_path}", "trainer.max_steps=1000000", *settings)
     with subprocess.Popen(endless, env=environment(), stderr=subprocess.DEVNULL) as process:
         _wait_for(lambda: list(tmp_path.glob("*/checkpoints/last.ckpt")))
         process.kill()
     (folder,) = tmp_path.iterdir()
     reached = checkpoint(folder)["global_step"]
-    assert fit("resume=auto", f"trainer.max_steps={reached + 2}", *settings) == 0
+    total = f"trainer.max_steps={reached + 3}"
+    assert fit("resume=auto", total, *settings) == 0
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
-    assert checkpoint(folder)["global_step"] == reached + 2
     assert {"resumed_from_step": reached} in metrics(folder)
+    assert fit("run.id=whole", total, *settings) == 0
+    assert losses(folder) == losses(tmp_path / "whole")
+    assert_equal(checkpoint(folder), checkpoint(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

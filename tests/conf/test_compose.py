@@ -29,9 +29,16 @@ COMMANDS = [
 ]
 
 
+# values without a default, which a user of that choice has to give
+MUST_BE_GIVEN = {"wan_vae": "encoder.video.path=somewhere", "umt5": "encoder.text.path=somewhere"}
+# and choices of another group without which that one makes no sense
+PARTNERS = {"bidirectional": "rollout=one_shot", "one_shot": "objective=bidirectional"}
+
+
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes(group: str, choice: str) -> None:
-    cfg = compose("train", [f"{group}={choice}"])  # refuses keys that a constructor does not take
+    given = [table[choice] for table in (MUST_BE_GIVEN, PARTNERS) if choice in table]
+    cfg = compose("train", [f"{group}={choice}", *given])  # refuses keys that a constructor does not take
     resolved(cfg)
     if group != "trainer":  # trainer=gpu is refused where there is none
         check_config(cfg)

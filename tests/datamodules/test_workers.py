@@ -77,3 +77,15 @@ def test_resampled_gives_whole_batches_from_the_split(root: Path) -> None:
     assert [[f"train_{number}" for number in row] for row in numbers] == [batch.key for batch in got]
     other = [batch.key for batch in islice(data.train_loader(Shard(1, 2)), 12)]
     assert other != [batch.key for batch in got]
+
+
+def test_a_loader_tells_how_long_it_was_waited_for(root: Path) -> None:
+    loader = module(root, num_workers=1).train_loader(Shard(0, 1))
+    assert loader.waited_s == 0
+    batches = iter(loader)
+    next(batches)
+    first = loader.waited_s
+    assert first > 0  # the worker had to start
+    for _ in range(3):
+        next(batches)
+    assert first < loader.waited_s < 60

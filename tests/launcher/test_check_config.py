@@ -54,11 +54,20 @@ def test_the_default_passes() -> None:
         (["resume=true"], "resume"),
         (["init_from=/no/such/file.ckpt"], "init_from"),
         (["init_from=/no/such/file.ckpt", "resume=some_run"], "init_from"),
+        (["video.num_frames=17"], "video.chunk_lat"),
+        (["objective.num_chunks=5"], "objective.num_chunks"),
+        (["rollout.num_steps=0"], "rollout.num_steps"),
+        (["rollout=one_shot"], "rollout=one_shot"),
+        (["module.num_context_frames=4"], "num_context_frames"),
+        (["trainer.precision=bf16-true"], "callbacks.ema.enabled"),
+        (["callbacks.curriculum.schedules=[{key: objective.chunks, points: [[0, 1]]}]"], "objective.num_chunks"),
+        (["callbacks.curriculum.schedules=[{key: objective.num_chunks, points: [[0, 0]]}]"], "objective.num_chunks"),
+        (["trainer=cpu", "strategy=ddp", "trainer.devices=2", "objective.num_chunks=1"], "find_unused_parameters"),
     ],
 )
 def test_a_setting_that_cannot_work_names_its_key(overrides: list[str], key: str) -> None:
     cfg = edited(*overrides)
-    with pytest.raises(ConfigError, match="expected|Set strategy") as caught:
+    with pytest.raises(ConfigError, match="expected|Set strategy|Change") as caught:
         check_config(cfg)
     assert key in str(caught.value)
 

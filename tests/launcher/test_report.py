@@ -92,7 +92,7 @@ def test_out_of_memory_says_the_peak_and_what_lowers_it(error: Exception, capsys
     written = capsys.readouterr().err
     assert "GiB" in written
     assert "data.batch_size (now 64)" in written
-    assert "video.num_frames (now 5)" in written
+    assert "video.num_frames (now 21)" in written
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,11 @@ from longtake.types import Clip
 from tests.random_clips import RandomClips
 from tests.tiny_ar import VIDEO, fit_tiny, make_data, make_module
 
-CURRICULUM = {
-    "objective.num_chunks": {"points": [[0, 1], [3, 2]]},
-    "objective.context_noise": {"kind": "linear", "points": [[0, 0.0], [6, 0.3]]},
-    "optimizer.lr": {"kind": "linear", "points": [[0, 1e-2], [8, 1e-3]]},
-}
+CURRICULUM = [
+    {"key": "objective.num_chunks", "points": [[0, 1], [3, 2]]},
+    {"key": "objective.context_noise", "kind": "linear", "points": [[0, 0.0], [6, 0.3]]},
+    {"key": "optimizer.lr", "kind": "linear", "points": [[0, 1e-2], [8, 1e-3]]},
+]
 
 
 class Losses(Callback):
@@ -130,7 +130,7 @@ def test_a_resumed_run_is_bit_identical_with_average_and_schedules(tmp_path: Pat
 
 
 def test_validation_keeps_all_chunks_whatever_the_schedule_says(tmp_path: Path) -> None:
-    schedule = Curriculum({"objective.num_chunks": {"points": [[0, 1]]}})
+    schedule = Curriculum([{"key": "objective.num_chunks", "points": [[0, 1]]}])
     trainer = fit_tiny(make_module(), tmp_path, 2, schedule, limit_val_batches=None, val_check_interval=2)
     assert float(trainer.callback_metrics["val/loss@chunk01"]) > 0
 
@@ -184,7 +184,9 @@ def test_attention_only_trains_nothing_else(tmp_path: Path) -> None:
     assert all(".self_attn." in name for name in moved), moved
 
 
-def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_step_that_is_not_finite_is_skipped_counted_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class Poisoned(ARDiffusion):
         def training_step(self, batch: Clip, batch_idx: int) -> Tensor:
             loss = super().training_step(batch, batch_idx)

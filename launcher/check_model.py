@@ -1,0 +1,103 @@
+"""Rules of `check_config` about models that are trained by an objective and used by a rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from longtake.errors import ConfigError
+
+_RATIO_TIME = 4  # of every video encoder there is; the module checks again with the one that was chosen
+
+
+def diffusion(cfg: DictConfig) -> Iterator[str]:
+    """Clips must fit the objective, and the rollout what the objective trains for."""
+    is_model = all(key in cfg.module for key in ("objective", "rollout", "solver"))
+    if not is_model or not isinstance(cfg.video.num_frames, int):
+        return
+    from longtake.geometry import pixel_frames
+    from longtake.rollout.plan import plan_rollout
+
+    def check() -> None:
+        node = _plain(cfg.module)
+        objective, rollout, solver = (_built(node[name]) for name in ("objective", "rollout", "solver"))
+        trained = objective.trained_for(num_frames_px=cfg.video.num_frames, ratio=_RATIO_TIME)
+        solver.begin(rollout.num_steps)
+        context = node.get("num_context_frames")
+        if context is None:
+            context = pixel_frames(trained.chunk_lat, _RATIO_TIME) if rollout.kind == "memory" else 0
+        plan_rollout(rollout.kind, num_frames_px=context + 1, context_px=context, trained=trained)
+
+    yield from _complaint(check)
+
+
+def average(cfg: DictConfig) -> Iterator[str]:
+    """A moving average in 16 bits would not move."""
+    precision = str(cfg.trainer.precision)
+    if _is_enabled(cfg, "ema") and precision in ("bf16-true", "16-true"):
+        yield (
+            f"trainer.precision is {precision}, which keeps weights in 16 bits, where a moving average does not move; "
+            "expected bf16-mixed or 32-true. Change `trainer.precision`, or set callbacks.ema.enabled=false."
+        )
+
+
+def curriculum(cfg: DictConfig) -> Iterator[str]:
+    """Scheduled keys must be there, and their values possible."""
+    if not _is_enabled(cfg, "curriculum"):
+        return
+    from callbacks.curriculum import check_schedules
+
+    def check() -> None:
+        callback = _built(_plain(cfg.callbacks.curriculum))
+        check_schedules(callback.schedules, _plain(cfg))
+
+    yield from _complaint(check)
+
+
+def unused_parameters(cfg: DictConfig) -> Iterator[str]:
+    """With one chunk nothing is written to memory, and the parameters that write have no gradient."""
+    strategy = cfg.strategy.strategy
+    if not isinstance(strategy, DictConfig) or strategy.get("find_unused_parameters") is not False:
+        return
+    counts = [OmegaConf.select(cfg, "objective.num_chunks")] if "objective" in cfg.module else []
+    if _is_enabled(cfg, "curriculum"):
+        for node in cfg.callbacks.curriculum.schedules:
+            counts += [point[1] for point in node.points] if node.key == "objective.num_chunks" else []
+    if 1 in counts:
+        yield (
+            "objective.num_chunks is 1 (or will be, by callbacks.curriculum), so the parameters that write memory have "
+            "no gradient, which this strategy must be told. Set strategy.strategy.find_unused_parameters=true."
+        )
+
+
+MODEL_RULES = [diffusion, average, curriculum, unused_parameters]
+
+
+def _complaint(check: Callable[[], None]) -> Iterator[str]:
+    """Yields what a check raises as ConfigError, also where Hydra has wrapped it."""
+    try:
+        check()
+    except Exception as error:
+        found: BaseException | None = error
+        while found is not None and not isinstance(found, ConfigError):
+            found = found.__cause__
+        if found is None:
+            raise
+        yield str(found)
+
+
+def _built(node: Any) -> Any:
+    from hydra.utils import instantiate
+
+    return instantiate(node, _convert_="all")
+
+
+def _plain(node: DictConfig) -> Any:
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def _is_enabled(cfg: DictConfig, name: str) -> bool:
+    node = cfg.callbacks.get(name)
+    return node is not None and bool(node.get("enabled", True))

@@ -1,0 +1,1 @@
+"""Frozen first stages: pixels and words <-> what networks eat."""

@@ -1,0 +1,159 @@
+"""Finds and reads what a run left behind: its folder, its exported weights, or one of its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longtake.errors import ConfigError
+from longtake.generate import VideoModel
+from longtake.model_spec import ModelSpec
+from longtake.pretrained.weights_file import build, check_targets, read_header, read_tensors
+
+WEIGHTS = "weights.safetensors"
+CHECKPOINTS = "checkpoints"
+
+
+def load(
+    path: str | Path,
+    trust: Sequence[str] = (),
+    device: str | torch.device = "cpu",
+    *,
+    encoder: Mapping[str, Any] | None = None,
+) -> VideoModel:
+    """Returns the model of a run folder, a .safetensors file that training exported, or a .ckpt; ready to generate.
+
+    Args:
+        path: of one of these.
+        trust: packages whose classes the file may name, besides longtake itself.
+        device: where to put it.
+        encoder: config nodes {"video": ..., "text": ...} to take instead of those in the file, which know no folders.
+
+    Raises:
+        ConfigError: there is no such file, it cannot be read, or it names something that it may not.
+    """
+    file = find_weights(path)
+    spec, tensors = _read(file)
+    spec = spec if encoder is None else dataclasses.replace(spec, encoder=dict(encoder))
+    _check(spec, trust)
+    network = build(spec.network, trust)
+    _fill(network, tensors, file)
+    text = spec.encoder.get("text")
+    model = VideoModel(
+        spec,
+        network,
+        build(spec.encoder["video"], trust),
+        build(text, trust) if text else None,
+        build(spec.rollout, trust),
+        build(spec.solver, trust),
+    )
+    found = model.video_encoder.fingerprint
+    if found != spec.encoder_fingerprint:
+        raise ConfigError(
+            f"{file} was trained on latents of encoder {spec.encoder_fingerprint}, here is encoder {found}; expected "
+            "the same weights of the first stage. Take the ones of that training, or other weights (`ckpt`)."
+        )
+    return model.to(device)
+
+
+def load_spec(path: str | Path, trust: Sequence[str] = ()) -> ModelSpec:
+    """Returns what weights say of themselves, checked, without loading them. Raises ConfigError as `load` does."""
+    file = find_weights(path)
+    spec = _spec(file)
+    _check(spec, trust)
+    return spec
+
+
+def find_weights(path: str | Path) -> Path:
+    """Returns the file that a path stands for: itself, or the newest weights of a run folder.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        names = (WEIGHTS, f"{CHECKPOINTS}/best.ckpt", f"{CHECKPOINTS}/last.ckpt")
+        found = next((path / name for name in names if (path / name).is_file()), None)
+        if found is None:
+            raise ConfigError(
+                f"{path} is no run folder with weights; expected one of {', '.join(names)} in it. Change `ckpt`."
+            )
+        return found
+    if not path.is_file():
+        raise ConfigError(
+            f"no weights at {path}; expected a run folder, a .safetensors file or a .ckpt. Change `ckpt`."
+        )
+    if path.suffix not in (".safetensors", ".ckpt"):
+        raise ConfigError(
+            f"{path} ends in {path.suffix!r}; expected .safetensors or .ckpt (a pickle is never opened). Change `ckpt`."
+        )
+    return path
+
+
+def _read(file: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
+    if file.suffix == ".safetensors":
+        return _spec(file), read_tensors(file)
+    content = _read_checkpoint(file)
+    return _spec_of_checkpoint(content, file), network_tensors(content["state_dict"])
+
+
+def _spec(file: Path) -> ModelSpec:
+    if file.suffix == ".safetensors":
+        return ModelSpec.from_dict(read_header(file), str(file))
+    return _spec_of_checkpoint(_read_checkpoint(file), file)
+
+
+def _spec_of_checkpoint(content: dict[str, Any], file: Path) -> ModelSpec:
+    if not isinstance(content.get("spec"), dict):
+        raise ConfigError(f"{file} is no checkpoint of an AR diffusion run (it has no spec). Change `ckpt`.")
+    return ModelSpec.from_dict(content["spec"], str(file))
+
+
+def _read_checkpoint(file: Path) -> dict[str, Any]:
+    """Returns the content of a checkpoint: tensors and plain containers; anything else is refused, never executed."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+            raise TypeError("it holds no state_dict")
+        return content
+    except Exception as error:  # torch raises whatever the damage leads to: zip, pickle, runtime, OS and key errors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"{file} cannot be read as a checkpoint ({reason}); expected a .ckpt of a run, whole and with nothing in "
+            "it but tensors and plain values. Change `ckpt`."
+        ) from error
+
+
+def network_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors of the network in a state dict: of a module's the average where there is one."""
+    for prefix in ("ema_network.", "network."):
+        found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        if found:
+            return found
+    return dict(state)
+
+
+def _check(spec: ModelSpec, trust: Sequence[str]) -> None:
+    for node in (spec.network, spec.encoder, spec.rollout, spec.solver):
+        check_targets(node, trust)
+
+
+def _fill(network: Any, tensors: dict[str, Tensor], file: Path) -> None:
+    own = network.state_dict()
+    wrong = [name for name in sorted(own.keys() | tensors.keys()) if _shape(own, name) != _shape(tensors, name)]
+    if wrong:
+        name = wrong[0]
+        raise ConfigError(
+            f"{file} does not fit the network that it describes in {len(wrong)} tensors, the first of them {name!r}: "
+            f"it holds {_shape(tensors, name)}, the network has {_shape(own, name)}. Export the weights again."
+        )
+    network.load_state_dict({name: value.to(own[name].dtype) for name, value in tensors.items()})
+
+
+def _shape(state: dict[str, Tensor], name: str) -> str:
+    return str(list(state[name].shape)) if name in state else "nothing"

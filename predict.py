@@ -1,0 +1,94 @@
+"""Makes videos with trained weights: load -> roll out -> write videos and figures.
+
+python predict.py ckpt=<run folder | weights.safetensors | .ckpt> num_frames=81      --help lists every key
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from launcher.entry import entry_point
+from launcher.stored import use_stored
+from longtake.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from longtake.generate import VideoModel
+    from longtake.rollout_report import SampleReport
+
+logger = logging.getLogger("longtake")
+
+# torch is imported inside the functions: --help and a typing error should not wait for it.
+
+
+def main(cfg: DictConfig) -> int:
+    """Makes every video that the config asks for. Returns 1 if one failed and `keep_going` was set."""
+    from launcher.predict_jobs import check_predict, jobs, output_folder, prepared
+
+    check_predict(cfg)
+    model = prepared(cfg)
+    folder = output_folder(cfg)
+    reports: list[SampleReport] = []
+    failures = 0
+    for job in jobs(cfg, model):
+        try:
+            reports += _make(cfg, model, job, folder, len(reports) + failures)
+        except (ConfigError, DataError) as error:
+            if not cfg.keep_going:
+                raise
+            failures += cfg.num_samples
+            logger.error("%s failed: %s", job.name, error)
+    if not reports:
+        raise DataError("no video was made; every start failed (see above).")
+    _finish(cfg, model, folder, reports, failures)
+    return 1 if failures else 0
+
+
+def _make(cfg: DictConfig, model: VideoModel, job: Any, folder: Path, number: int) -> list[SampleReport]:
+    """Makes the videos of one start and returns their figures."""
+    from fractions import Fraction
+
+    from longtake.rollout_report import Truth, write_rollout
+
+    generation = model.generate(
+        num_frames=cfg.num_frames,
+        start=job.start,
+        num_context_frames=job.num_context_frames,
+        prompt=job.prompt,
+        negative_prompt=cfg.negative_prompt,
+        actions=job.actions,
+        seed=cfg.seed,
+        num_samples=cfg.num_samples,
+        name=job.name,
+    )
+    truth = None
+    if job.truth is not None:
+        truth = Truth(job.truth, model.video_encoder, generation.request.plan, model.device)
+    folders = [folder / f"sample_{number + sample:03d}" for sample in range(cfg.num_samples)]
+    fps = Fraction(str(cfg.fps)) if cfg.fps is not None else model.fps
+    reports = write_rollout(generation, folders, fps=fps, truth=truth, only_eval=cfg.only_eval)
+    for report, place in zip(reports, folders, strict=True):
+        shown = ("psnr_db", "copy_last_psnr_db", "vae_ceiling_psnr_db", "seconds_per_chunk")
+        figures = {name: value for name, value in report.metrics().items() if name in shown}
+        logger.info("%s: %s  %s", place, job.name, "  ".join(f"{name} {value:.2f}" for name, value in figures.items()))
+    return reports
+
+
+def _finish(cfg: DictConfig, model: VideoModel, folder: Path, reports: list[SampleReport], failures: int) -> None:
+    """Writes what holds for the whole run: metrics.json and spec.json."""
+    from launcher.predict_jobs import provenance
+    from longtake.rollout_report import summary, write_json
+
+    result = summary(reports, {**provenance(cfg, model), "failed": failures})
+    write_json(folder / "metrics.json", result)
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    write_json(folder / "spec.json", {"config": resolved, "weights": model.spec.to_dict()})
+    lines = [f"  {name:<22} {value:.4g}" for name, value in result["metrics"].items()]
+    logger.info("%d videos in %s\n%s", len(reports), folder, "\n".join(lines))
+
+
+if __name__ == "__main__":
+    entry_point(main, "predict", prepare=use_stored)
