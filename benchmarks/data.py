@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.report import paired, write_result
-from datamodules.pipeline import Shard
+from datamodules.loading.pipeline import Shard
 from datamodules.shards import DatasetInfo, iterate_entries, read_member
 from datamodules.video import VideoDataModule
 

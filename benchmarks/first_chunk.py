@@ -18,9 +18,9 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from benchmarks.report import write_result
-from datamodules.decoding import Draws, Window
 from datamodules.held_out import pixel_data
-from datamodules.reading import SplitReader
+from datamodules.loading.decoding import Draws, Window
+from datamodules.loading.reading import SplitReader
 from datamodules.video import VideoDataModule
 from launcher.compose import compose
 from launcher.predict_jobs import prepared
@@ -186,7 +186,12 @@ def _windows(data: VideoDataModule, split: str, num_frames: int, count: int) -> 
             continue
         frames = fields["video"].permute(0, 1, 3, 4, 2).numpy()
         found.append(
-            {"key": f"{sample.key}@{start}", "frames": frames, "actions": fields["actions"], "caption": fields["captions"]}
+            {
+                "key": f"{sample.key}@{start}",
+                "frames": frames,
+                "actions": fields["actions"],
+                "caption": fields["captions"],
+            }
         )
     if len(found) < 2:
         raise DataError(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import write_result
-from datamodules.reading import SplitReader
+from datamodules.loading.reading import SplitReader
 from datamodules.shards import DatasetInfo, video_member
 from longtake.encoders.video_vae import VideoVAE, VideoVAENetwork
 from longtake.media.read import read_video

@@ -11,10 +11,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.trainer.states import RunningStage
 
-from datamodules.bad_samples import BadSampleLedger
-from datamodules.decoding import Decoder
-from datamodules.loader import ClipLoader, FixedClipLoader
-from datamodules.pipeline import (
+from datamodules.loading.bad_samples import BadSampleLedger
+from datamodules.loading.decoding import Decoder
+from datamodules.loading.loader import ClipLoader, FixedClipLoader
+from datamodules.loading.pipeline import (
     FixedPositions,
     PlannedPositions,
     ResampledBatches,
@@ -23,13 +23,13 @@ from datamodules.pipeline import (
     fixed,
     planned,
 )
-from datamodules.plan import SamplePlan
-from datamodules.plan_progress import PlanProgress, plan_fingerprint
-from datamodules.reading import SplitReader
-from datamodules.remote import ShardCache
+from datamodules.loading.plan import SamplePlan
+from datamodules.loading.plan_progress import PlanProgress, plan_fingerprint
+from datamodules.loading.reading import SplitReader
+from datamodules.loading.remote import ShardCache
+from datamodules.loading.streams import StreamOptions, make_streams
+from datamodules.loading.summary import check_requirements, log_summary
 from datamodules.shards import DatasetInfo
-from datamodules.streams import StreamOptions, make_streams
-from datamodules.summary import check_requirements, log_summary
 from longtake.errors import ConfigError, unknown_choice
 from longtake.types import Clip
 
@@ -40,9 +40,9 @@ log = logging.getLogger("longtake")
 class ClipsDataModule(L.LightningDataModule):
     """Batches of `Clip`s from one or several sets of shards.
 
-    Training follows a plan that is a pure function of (seed, position), see `datamodules.plan`. The state of the data
-    is one number, the first position that no finished optimiser step has used, so a resumed run continues exactly, on
-    any number of workers and ranks.
+    Training follows a plan that is a pure function of (seed, position), see `datamodules.loading.plan`. The state of
+    the data is one number, the first position that no finished optimiser step has used, so a resumed run continues
+    exactly, on any number of workers and ranks.
 
     Args:
         root: folder of the set, or None where `mix` is given.
@@ -171,7 +171,7 @@ class ClipsDataModule(L.LightningDataModule):
             return
         from hydra.utils import instantiate
 
-        from datamodules.build import ensure_dataset
+        from datamodules.writing.build import ensure_dataset
 
         ensure_dataset(
             instantiate(self.build["source"]),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datamodules.decoding import Draws, Window
-from datamodules.reading import SplitReader
+from datamodules.loading.decoding import Draws, Window
+from datamodules.loading.reading import SplitReader
 from datamodules.video import VideoDataModule
 from longtake.errors import BadSampleError, ConfigError, DataError
 

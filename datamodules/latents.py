@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from datamodules.base import ClipsDataModule
-from datamodules.decoding import Companions, Decoder, Draws, Fields, Window
-from datamodules.reading import Sample
+from datamodules.loading.decoding import Companions, Decoder, Draws, Fields, Window
+from datamodules.loading.reading import Sample
 from datamodules.shards import DatasetInfo
 from longtake.errors import BadSampleError, ConfigError
 from longtake.geometry import latent_frames

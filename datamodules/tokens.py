@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from datamodules.base import ClipsDataModule
-from datamodules.decoding import Companions, Decoder, Draws, Fields, Window, read_array
-from datamodules.reading import Sample
+from datamodules.loading.decoding import Companions, Decoder, Draws, Fields, Window, read_array
+from datamodules.loading.reading import Sample
 from datamodules.shards import DatasetInfo
 from longtake.errors import BadSampleError, ConfigError
 from longtake.geometry import latent_frames

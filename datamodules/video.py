@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from datamodules.base import ClipsDataModule
-from datamodules.decoding import Companions, Decoder, Draws, Fields, Window
-from datamodules.reading import Sample
+from datamodules.loading.decoding import Companions, Decoder, Draws, Fields, Window
+from datamodules.loading.reading import Sample
 from datamodules.shards import DatasetInfo, control_member, video_member
 from longtake.errors import BadSampleError, ConfigError, unknown_choice
 from longtake.media.read import probe_video, read_video

@@ -18,8 +18,8 @@ def main(cfg: DictConfig) -> None:
     """Encodes the set that the config names and says what came out."""
     from hydra.utils import instantiate
 
-    from datamodules.build import build_dataset
     from datamodules.sources.encoded import EncodedSource
+    from datamodules.writing.build import build_dataset
 
     start = time.monotonic()
     encoder = OmegaConf.to_container(cfg.encoder, resolve=True)

@@ -22,7 +22,7 @@ BAR_WIDTH = 30
 
 def main(cfg: DictConfig) -> int:
     """Checks the set, prints what was found, and returns the exit code."""
-    from datamodules.check import check_dataset
+    from datamodules.writing.check import check_dataset
 
     report = check_dataset(
         Path(cfg.input),

@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> None:
     """Builds the set that the config describes and says what is in it."""
     from hydra.utils import instantiate
 
-    from datamodules.build import build_dataset
+    from datamodules.writing.build import build_dataset
 
     start = time.monotonic()
     hand_down(cfg)
@@ -61,7 +61,7 @@ def hand_down(cfg: DictConfig) -> None:
 
 def write_sheet(info, path: Path) -> Path | None:
     """Writes a contact sheet of a set; returns its path, None where there is no video to show."""
-    from datamodules.preview import dataset_sheet
+    from datamodules.writing.preview import dataset_sheet
     from longtake.media.write import save_image
 
     image = dataset_sheet(info)

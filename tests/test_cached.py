@@ -14,8 +14,8 @@ import pytest
 import longtake
 import predict
 import train
-from datamodules.build import WriterSettings, build_dataset
 from datamodules.sources.encoded import EncodedSource
+from datamodules.writing.build import WriterSettings, build_dataset
 from launcher import ranks
 from launcher.entry import run
 from launcher.stored import use_stored

@@ -91,7 +91,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_workers_that_make_or_read_clips_start_without_torch() -> None:
-    names = modules("datamodules/sources", "longtake/media", "datamodules/shard_writer.py")
+    names = modules("datamodules/sources", "longtake/media", "datamodules/writing/shard_writer.py")
     heavy = "('torch', 'lightning', 'hydra')"
     code = f"import importlib, sys\nfor name in {names!r}:\n    importlib.import_module(name)\n"
     code += f"    found = [heavy for heavy in {heavy} if heavy in sys.modules]\n"

@@ -15,7 +15,7 @@ from PIL import Image
 
 import predict
 import train
-from datamodules.build import WriterSettings, build_dataset
+from datamodules.writing.build import WriterSettings, build_dataset
 from launcher import ranks
 from launcher.entry import run
 from launcher.stored import use_stored

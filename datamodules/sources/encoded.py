@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.reading import Sample, SplitReader
+from datamodules.loading.reading import Sample, SplitReader
 from datamodules.shards import DatasetInfo, video_member
 from datamodules.sources.base import RawSample, Skipped, Source, SourceInfo, Task
 from longtake.errors import BadSampleError, ConfigError
@@ -129,7 +129,7 @@ class EncodedSource(Source):
     def _encoded(self, sample: Sample) -> RawSample:
         import safetensors.torch
 
-        from datamodules.decoding import read_array, read_meta
+        from datamodules.loading.decoding import read_array, read_meta
 
         base = self._base.source
         captions = _captions(sample)
@@ -186,7 +186,7 @@ class EncodedSource(Source):
     def _base(self) -> DatasetInfo:
         """The set that is encoded, made first where it is not there and may be made."""
         if self._make is not None:
-            from datamodules.build import ensure_dataset
+            from datamodules.writing.build import ensure_dataset
 
             workers = self._make.get("num_workers") or os.cpu_count() or 1
             return ensure_dataset(
@@ -198,7 +198,7 @@ class EncodedSource(Source):
         """Returns that of the set that is encoded, without making it."""
         if self._make is None:
             return self._base.fingerprint
-        from datamodules.build import WriterSettings, full_request, request_fingerprint
+        from datamodules.writing.build import WriterSettings, full_request, request_fingerprint
 
         return request_fingerprint(full_request(self._maker(), self._make_request(), WriterSettings()))
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.sample_rules import load_npy
 from datamodules.sources.frame_stream import reason_of
+from datamodules.writing.sample_rules import load_npy
 from longtake.errors import BadSampleError, ConfigError, DataError
 
 _LONGEST_TEXT = 2**20

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.build import WriterSettings, build_dataset
 from datamodules.describe import describe
 from datamodules.held_out import held_out_clips, pixel_data
 from datamodules.shards import DatasetInfo
 from datamodules.video import VideoDataModule
+from datamodules.writing.build import WriterSettings, build_dataset
 from longtake.errors import ConfigError, DataError
 from tests.datamodules.synthetic import Squares
 from tests.datamodules.toy_set import damage

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.pipeline import Shard
-from datamodules.shard_writer import EncodeSettings, encode_sample
+from datamodules.loading.pipeline import Shard
 from datamodules.sources.base import RawSample
 from datamodules.video import VideoDataModule
+from datamodules.writing.shard_writer import EncodeSettings, encode_sample
 from longtake.errors import ConfigError
 from tests.datamodules.toy_set import make_toy_set, toy_info
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.shard_writer import ShardWriter, pack_sample
 from datamodules.shards import DATASET_FILE, DatasetInfo, SampleEntry, SplitInfo
 from datamodules.sources.base import SourceInfo, VideoSpec
+from datamodules.writing.shard_writer import ShardWriter, pack_sample
 
 TOKENS = {"vocab_size": 100_000, "grid": [3, 2, 2], "ratio_time": 4, "tokenizer": "toy"}
 

@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import Callback
 from callbacks.checkpoint import AtomicCheckpointIO
 from callbacks.ema import EMA
 from callbacks.weights_export import WeightsExport
-from datamodules.build import WriterSettings, build_dataset
 from datamodules.video import VideoDataModule
+from datamodules.writing.build import WriterSettings, build_dataset
 from lightning_modules.video_tokenizer import VideoTokenizer
 from longtake.encoders.video_vae import VideoVAE
 from longtake.schedules import warmup_constant

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.build import WriterSettings, build_dataset
+from datamodules.writing.build import WriterSettings, build_dataset
 from tests.datamodules.synthetic import Squares
 
 
@@ -36,4 +36,4 @@ class _OneProcessPool:
 
 @pytest.fixture
 def one_process_pool(monkeypatch):
-    monkeypatch.setattr("datamodules.check.WorkerPool", _OneProcessPool)
+    monkeypatch.setattr("datamodules.writing.check.WorkerPool", _OneProcessPool)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.check import check_dataset
-from datamodules.check_shard import Problem, ShardJob, ShardReport, check_shard
-from datamodules.shard_writer import ShardWriter, pack_sample
 from datamodules.shards import DatasetInfo, SampleEntry, SplitInfo, read_index, read_member
+from datamodules.writing.check import check_dataset
+from datamodules.writing.check_shard import Problem, ShardJob, ShardReport, check_shard
+from datamodules.writing.shard_writer import ShardWriter, pack_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.bad_samples import BadSampleLedger
-from datamodules.pipeline import Shard
+from datamodules.loading.bad_samples import BadSampleLedger
+from datamodules.loading.pipeline import Shard
 from datamodules.shards import DatasetInfo, iterate_entries
 from datamodules.tokens import TokensDataModule
 from longtake.errors import DataError

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.build import WriterSettings, build_dataset
 from datamodules.shards import DatasetInfo
+from datamodules.writing.build import WriterSettings, build_dataset
 from tests.first_stage import NoisyClips, random_weights
 
 ROOT = Path(__file__).resolve().parents[2]

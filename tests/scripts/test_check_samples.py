@@ -11,10 +11,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from datamodules.check import check_dataset
-from datamodules.check_shard import Problem
 from datamodules.shards import read_index, read_member
-from datamodules.worker_pool import WorkerPool
+from datamodules.writing.check import check_dataset
+from datamodules.writing.check_shard import Problem
+from datamodules.writing.worker_pool import WorkerPool
 from launcher import entry
 from longtake.errors import ConfigError
 from longtake.media.write import encode_video
@@ -227,8 +227,8 @@ def test_random_damage_is_survived_and_found(root, seed):
 
 
 def test_a_sample_that_kills_the_checker_is_named_and_the_rest_is_checked(root, monkeypatch):
-    monkeypatch.setattr("datamodules.check.WorkerPool", WorkerPool)
-    monkeypatch.setattr("datamodules.check.check_shard", crashing_check)
+    monkeypatch.setattr("datamodules.writing.check.WorkerPool", WorkerPool)
+    monkeypatch.setattr("datamodules.writing.check.check_shard", crashing_check)
     repack(root, set_member(4, "txt", b"\xff"))
     reason = "worker process died (SIGSEGV)"
     assert_only(

@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from datamodules.check import check_dataset
-from datamodules.check_shard import Problem
 from datamodules.shards import index_path, read_index
-from datamodules.worker_pool import WorkerPool
+from datamodules.writing.check import check_dataset
+from datamodules.writing.check_shard import Problem
+from datamodules.writing.worker_pool import WorkerPool
 from tests.scripts.damage import (
     SHARD,
     assert_only,
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_process_pool")
 @pytest.mark.parametrize("is_real", [False, True])
 def test_a_clean_set_is_clean(root, is_real, monkeypatch):
     if is_real:
-        monkeypatch.setattr("datamodules.check.WorkerPool", WorkerPool)
+        monkeypatch.setattr("datamodules.writing.check.WorkerPool", WorkerPool)
     report = check_dataset(root, num_workers=2, progress=False)
     assert report.problems == []
     assert {name: (split.num_samples, dict(split.lengths)) for name, split in report.splits.items()} == {

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules.build import WriterSettings, build_dataset, ensure_dataset
 from datamodules.latents import LatentsDataModule
-from datamodules.pipeline import Shard
-from datamodules.reading import SplitReader
+from datamodules.loading.pipeline import Shard
+from datamodules.loading.reading import SplitReader
 from datamodules.shards import DatasetInfo
 from datamodules.sources.encoded import EncodedSource
+from datamodules.writing.build import WriterSettings, build_dataset, ensure_dataset
 from longtake.encoders.text import WordsEncoder
 from longtake.encoders.video_vae import VideoVAE
 from longtake.errors import ConfigError

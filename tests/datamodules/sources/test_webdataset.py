@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodules.build import WriterSettings, build_dataset
-from datamodules.shard_writer import EncodeSettings, encode_sample
 from datamodules.sources.base import RawSample
+from datamodules.writing.build import WriterSettings, build_dataset
+from datamodules.writing.shard_writer import EncodeSettings, encode_sample
 from longtake.errors import BadSampleError, ConfigError, DataError
 from tests.datamodules.sources.numbered_clips import build, collect, encode, numbered_frame, numbers
 

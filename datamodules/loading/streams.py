@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.plan import Stream
-from datamodules.reading import SplitReader
+from datamodules.loading.plan import Stream
+from datamodules.loading.reading import SplitReader
 from longtake.errors import ConfigError, unknown_choice
 
 log = logging.getLogger("longtake")

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.sample_rules import load_npy
 from datamodules.shards import DatasetInfo, SampleEntry, control_member, read_index, read_member, video_member
+from datamodules.writing.sample_rules import load_npy
 from longtake.errors import BadSampleError, DataError
 from longtake.media.grid import contact_sheet, evenly, side_by_side, view_grid
 from longtake.media.overlay import draw_actions

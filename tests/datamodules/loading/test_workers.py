@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.pipeline import Shard
+from datamodules.loading.pipeline import Shard
 from datamodules.tokens import TokensDataModule
 from longtake.errors import ConfigError
 from tests.datamodules.toy_set import make_toy_set

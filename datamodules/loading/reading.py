@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from datamodules.remote import ShardCache
+from datamodules.loading.remote import ShardCache
 from datamodules.shards import (
     DatasetInfo,
     SampleEntry,

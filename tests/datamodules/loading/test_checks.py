@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from datamodules.latents import LatentsDataModule
-from datamodules.pipeline import Shard
+from datamodules.loading.pipeline import Shard
 from datamodules.shards import DATASET_FILE, DatasetInfo, index_path
 from datamodules.tokens import TokensDataModule
 from datamodules.video import VideoDataModule

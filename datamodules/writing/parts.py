@@ -24,8 +24,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datamodules.atomic_folder import NO_SPACE
-from datamodules.shard_writer import (
+from datamodules.shards import SampleEntry, ShardInfo, SplitInfo, index_path
+from datamodules.sources.base import RawSample, Skipped, Source, SourceInfo, Task
+from datamodules.writing.atomic_folder import NO_SPACE
+from datamodules.writing.shard_writer import (
     END_OF_ARCHIVE,
     EncodeSettings,
     ShardWriter,
@@ -34,9 +36,7 @@ from datamodules.shard_writer import (
     pack_sample,
     write_atomic,
 )
-from datamodules.shards import SampleEntry, ShardInfo, SplitInfo, index_path
-from datamodules.sources.base import RawSample, Skipped, Source, SourceInfo, Task
-from datamodules.worker_pool import Beat
+from datamodules.writing.worker_pool import Beat
 from longtake.errors import BadSampleError, ConfigError, DataError
 
 _log = logging.getLogger("longtake")

@@ -17,7 +17,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
-from datamodules.sample_rules import (
+from datamodules.shards import SampleEntry, ShardInfo, index_path
+from datamodules.sources.base import SourceInfo
+from datamodules.writing.sample_rules import (
     check_caption,
     check_content,
     check_key,
@@ -27,10 +29,8 @@ from datamodules.sample_rules import (
     check_tokens,
     load_npy,
 )
-from datamodules.shard_writer import BLOCK, END_OF_ARCHIVE, check_video_member
-from datamodules.shards import SampleEntry, ShardInfo, index_path
-from datamodules.sources.base import SourceInfo
-from datamodules.worker_pool import Beat
+from datamodules.writing.shard_writer import BLOCK, END_OF_ARCHIVE, check_video_member
+from datamodules.writing.worker_pool import Beat
 from longtake.errors import BadSampleError
 from longtake.media.read import check_video
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from datamodules import build
-from datamodules.atomic_folder import sibling
-from datamodules.build import WriterSettings, build_dataset, ensure_dataset
 from datamodules.shards import DatasetInfo, iterate_entries
+from datamodules.writing import build
+from datamodules.writing.atomic_folder import sibling
+from datamodules.writing.build import WriterSettings, build_dataset, ensure_dataset
 from tests.datamodules.synthetic import Squares
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 SMALL = WriterSettings(max_samples_per_shard=4, task_timeout_s=60)
@@ -54,7 +54,7 @@ def run_python(code: str, *arguments: object, **options) -> subprocess.Popen:
 BUILD = """
     import logging, sys
     from pathlib import Path
-    from datamodules.build import ensure_dataset, WriterSettings
+    from datamodules.writing.build import ensure_dataset, WriterSettings
     from tests.datamodules.synthetic import Squares
     logging.basicConfig(level=logging.INFO)
     source = Squares(num_tasks=8, trace=sys.argv[2], pause_s=float(sys.argv[3]))

@@ -14,10 +14,10 @@ import torch
 import webdataset as wds
 from torch.utils.data import get_worker_info
 
-from datamodules.bad_samples import BadSample
-from datamodules.decoding import Decoder, Draws, Fields, Window, collate
-from datamodules.plan import Draw, SamplePlan
-from datamodules.reading import Sample, SplitReader, StreamedSample
+from datamodules.loading.bad_samples import BadSample
+from datamodules.loading.decoding import Decoder, Draws, Fields, Window, collate
+from datamodules.loading.plan import Draw, SamplePlan
+from datamodules.loading.reading import Sample, SplitReader, StreamedSample
 from longtake.errors import BadSampleError, DataError
 from longtake.keyed import keyed_bits
 from longtake.types import Clip

@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from datamodules.plan import CYCLE, SamplePlan, Stream, cycle_counts
+from datamodules.loading.plan import CYCLE, SamplePlan, Stream, cycle_counts
 
 
 def stream(

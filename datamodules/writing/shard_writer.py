@@ -21,7 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.sample_rules import (
+from datamodules.shards import SampleEntry, ShardInfo, control_member, index_path, video_member
+from datamodules.sources.base import RawSample, SourceInfo
+from datamodules.writing.sample_rules import (
     check_key,
     check_safetensors,
     check_sample,
@@ -29,8 +31,6 @@ from datamodules.sample_rules import (
     has_encoded_video,
     video_members,
 )
-from datamodules.shards import SampleEntry, ShardInfo, control_member, index_path, video_member
-from datamodules.sources.base import RawSample, SourceInfo
 from longtake.errors import BadSampleError, ConfigError
 from longtake.media.read import VideoInfo, check_video, probe_video
 from longtake.media.write import encode_video

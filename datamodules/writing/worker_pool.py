@@ -30,7 +30,7 @@ from longtake.errors import ConfigError, DataError
 
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from datamodules.worker_pool import serve; serve()"
+    "from datamodules.writing.worker_pool import serve; serve()"
 )  # fmt: skip
 _STOP = b"stop"
 _GRACE_S = 5.0

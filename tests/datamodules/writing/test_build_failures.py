@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from datamodules import build, parts
-from datamodules.build import WriterSettings
+from datamodules.writing import build, parts
+from datamodules.writing.build import WriterSettings
 from longtake.errors import ConfigError, DataError
-from tests.datamodules.build_helpers import (
+from tests.datamodules.synthetic import Squares
+from tests.datamodules.writing.build_helpers import (
     SMALL,
     _AllBad,
     beside,
@@ -17,7 +18,6 @@ from tests.datamodules.build_helpers import (
     keys,
     make,
 )
-from tests.datamodules.synthetic import Squares
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_disk_full_while_packing_keeps_what_is_done(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("datamodules.parts.ShardWriter.add", full)
+        patch.setattr("datamodules.writing.parts.ShardWriter.add", full)
         with pytest.raises(DataError, match=r"MiB are free, about .* MiB are still to be written.*same command"):
             make(source, root)
     assert not root.exists()

@@ -2,10 +2,11 @@ import subprocess
 
 import pytest
 
-from datamodules import build, parts
-from datamodules.build import WriterSettings
+from datamodules.writing import build, parts
+from datamodules.writing.build import WriterSettings
 from longtake.errors import ConfigError, DataError
-from tests.datamodules.build_helpers import (
+from tests.datamodules.synthetic import Squares
+from tests.datamodules.writing.build_helpers import (
     BUILD,
     SMALL,
     _OneProcessPool,
@@ -16,7 +17,6 @@ from tests.datamodules.build_helpers import (
     make,
     run_python,
 )
-from tests.datamodules.synthetic import Squares
 
 
 def test_two_processes_at_once_build_once(tmp_path):
@@ -95,7 +95,7 @@ def test_a_tampered_partial_is_not_continued_blindly(name, is_cut, tmp_path, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("datamodules.parts.Packer.finish", stop)
+        patch.setattr("datamodules.writing.parts.Packer.finish", stop)
         with pytest.raises(KeyboardInterrupt):
             make(source, root, 1)
     path = tmp_path / "set.partial" / name
@@ -137,8 +137,8 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
     code = """
         import resource, sys
         from pathlib import Path
-        from datamodules import parts
-        from datamodules.build import build_dataset, WriterSettings
+        from datamodules.writing import parts
+        from datamodules.writing.build import build_dataset, WriterSettings
         from tests.datamodules.synthetic import Squares
 
         def peak(who):

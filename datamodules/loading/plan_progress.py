@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.pipeline import Shard
-from datamodules.plan import SamplePlan
+from datamodules.loading.pipeline import Shard
+from datamodules.loading.plan import SamplePlan
 from datamodules.shards import DatasetInfo
 from longtake.errors import ConfigError
 from longtake.types import Clip

@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 
-from datamodules.pipeline import Shard
+from datamodules.loading.pipeline import Shard
 from datamodules.tokens import TokensDataModule
 from longtake.errors import ConfigError
 from longtake.types import Clip

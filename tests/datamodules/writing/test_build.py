@@ -7,10 +7,11 @@ import time
 
 import pytest
 
-from datamodules import build
-from datamodules.build import WriterSettings
-from datamodules.check import check_dataset
-from tests.datamodules.build_helpers import (
+from datamodules.writing import build
+from datamodules.writing.build import WriterSettings
+from datamodules.writing.check import check_dataset
+from tests.datamodules.synthetic import Squares
+from tests.datamodules.writing.build_helpers import (
     BUILD,
     _die_before_change,
     _OneProcessPool,
@@ -22,7 +23,6 @@ from tests.datamodules.build_helpers import (
     make,
     run_python,
 )
-from tests.datamodules.synthetic import Squares
 
 
 def test_splits_shards_and_order(tmp_path):

@@ -10,11 +10,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from datamodules.check_shard import MAX_PROBLEMS, Problem, ShardJob, ShardReport, check_shard
-from datamodules.progress import ProgressDisplay
-from datamodules.sample_rules import check_source_info
 from datamodules.shards import DATASET_FILE, INDEX_SUFFIX, NAME_PATTERN, DatasetInfo, index_path
-from datamodules.worker_pool import Crash, WorkerPool
+from datamodules.writing.check_shard import MAX_PROBLEMS, Problem, ShardJob, ShardReport, check_shard
+from datamodules.writing.progress import ProgressDisplay
+from datamodules.writing.sample_rules import check_source_info
+from datamodules.writing.worker_pool import Crash, WorkerPool
 from longtake.errors import ConfigError, DataError
 
 MAX_CRASHES = 50

@@ -10,9 +10,9 @@ import pytest
 import webdataset
 from safetensors.numpy import save
 
-from datamodules.shard_writer import EncodeSettings, ShardWriter, encode_sample, pack_sample
 from datamodules.shards import SampleEntry, index_path, read_index, read_member
 from datamodules.sources.base import RawSample, SourceInfo
+from datamodules.writing.shard_writer import EncodeSettings, ShardWriter, encode_sample, pack_sample
 from longtake.errors import BadSampleError, ConfigError
 from longtake.media.read import read_video
 from longtake.media.write import encode_video
@@ -117,7 +117,7 @@ def test_truncated_encoded_video_is_refused():
 def test_a_lost_frame_is_noticed(monkeypatch):
     source = Squares()
     monkeypatch.setattr(
-        "datamodules.shard_writer.encode_video",
+        "datamodules.writing.shard_writer.encode_video",
         lambda frames, **settings: encode_video(frames[:-1], **settings),
     )
     with pytest.raises(BadSampleError, match="member 'mp4': 4 frames can be decoded; expected 5"):

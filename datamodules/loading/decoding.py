@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.reading import Sample
+from datamodules.loading.reading import Sample
 from datamodules.shards import DatasetInfo
 from longtake.errors import BadSampleError
 from longtake.keyed import keyed_below

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.worker_pool import Crash, WorkerPool
+from datamodules.writing.worker_pool import Crash, WorkerPool
 from longtake.errors import ConfigError, DataError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def work(context, item, beat):
@@ -103,7 +103,7 @@ def test_what_a_lost_worker_started_is_gone_too(name, tmp_path):
 
 
 def test_nothing_outlives_a_killed_caller(tmp_path):
-    code = "import sys; from tests.datamodules.test_worker_pool import run; run([('engine', sys.argv[1])])"
+    code = "import sys; from tests.datamodules.writing.test_worker_pool import run; run([('engine', sys.argv[1])])"
     command = [sys.executable, "-c", code, str(tmp_path / "hang")]
     caller = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     deadline = time.monotonic() + 30
@@ -128,13 +128,13 @@ def test_leaving_early_ends_the_workers(tmp_path):
 
 
 def test_a_worker_that_cannot_start_is_an_error(monkeypatch, capfd):
-    monkeypatch.setattr("datamodules.worker_pool._BOOT", "import no_such_module")
+    monkeypatch.setattr("datamodules.writing.worker_pool._BOOT", "import no_such_module")
     with pytest.raises(DataError, match="could not start: worker process died"):
         run([("square", 1)])
     assert "no_such_module" in capfd.readouterr().err
 
 
 def test_workers_import_neither_torch_nor_lightning_nor_hydra():
-    code = "import sys, datamodules.parts, datamodules.check_shard; print(*sorted(sys.modules))"
+    code = "import sys, datamodules.writing.parts, datamodules.writing.check_shard; print(*sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"torch", "lightning", "hydra", "omegaconf", "decord"} & set(modules.split())

@@ -18,14 +18,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datamodules.atomic_folder import disk_errors, locked, sibling, swap
-from datamodules.parts import Packer, PartContext, PartSummary, part_paths, write_failed_part, write_part
-from datamodules.progress import ProgressDisplay
-from datamodules.sample_rules import check_source_info
-from datamodules.shard_writer import EncodeSettings, write_atomic
 from datamodules.shards import DATASET_FILE, FORMAT_VERSION, NAME_PATTERN, DatasetInfo
 from datamodules.sources.base import Skipped, Source, SourceInfo, Task
-from datamodules.worker_pool import Crash, WorkerPool
+from datamodules.writing.atomic_folder import disk_errors, locked, sibling, swap
+from datamodules.writing.parts import Packer, PartContext, PartSummary, part_paths, write_failed_part, write_part
+from datamodules.writing.progress import ProgressDisplay
+from datamodules.writing.sample_rules import check_source_info
+from datamodules.writing.shard_writer import EncodeSettings, write_atomic
+from datamodules.writing.worker_pool import Crash, WorkerPool
 from longtake.errors import ConfigError, DataError
 
 _log = logging.getLogger("longtake")

@@ -9,8 +9,8 @@ from typing import Any
 import webdataset as wds
 from torch.utils.data import DataLoader
 
-from datamodules.bad_samples import BadSampleLedger
-from datamodules.pipeline import Delivery
+from datamodules.loading.bad_samples import BadSampleLedger
+from datamodules.loading.pipeline import Delivery
 from longtake.errors import DataError
 from longtake.types import Clip
 

@@ -1,0 +1,1 @@
+"""Samples -> a set of shards: encoding, checking, building in parallel, and looking a set over."""
