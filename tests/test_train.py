@@ -212,10 +212,17 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(fit: Any, tmp_path: Path)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_with_its_exit_code(tmp_path: Path, number: signal.Signals, code: int) -> None:
     command = command_line(f"run.root={tmp_path}", "trainer.max_steps=1000000", "trainer.val_check_interval=1000000")
-    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as process:
-        _wait_for(lambda: list(tmp_path.glob("*/metrics.jsonl")))
-        process.send_signal(number)
-        _, written = process.communicate(timeout=60)
+
+    def hear() -> None:  # what a shell runs in the background ignores SIGINT, and so would all that the tests start
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=hear) as process:
+        try:
+            _wait_for(lambda: list(tmp_path.glob("*/metrics.jsonl")))
+            process.send_signal(number)
+            _, written = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == code, written
     (folder,) = tmp_path.iterdir()
     assert json.loads((folder / "state.json").read_text())["status"] == "running"

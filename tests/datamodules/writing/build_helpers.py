@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -47,8 +48,14 @@ def run_python(code: str, *arguments: object, **options) -> subprocess.Popen:
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         text=True,
+        preexec_fn=_hear_interrupts,
         **options,
     )
+
+
+def _hear_interrupts() -> None:
+    # What a shell runs in the background ignores SIGINT, and so would all that the tests start.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 BUILD = """
