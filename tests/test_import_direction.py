@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MIDDLE = {"lightning_modules", "datamodules", "callbacks"}
 MAY_IMPORT = {
     "longtake": {"longtake"},
-    **{name: {name, "longtake"} for name in MIDDLE},
+    **{name: {name, "longtake"} for name in sorted(MIDDLE)},
     "launcher": {"launcher", "longtake", *MIDDLE},
     "scripts": {"scripts", "launcher", "longtake", *MIDDLE},
     "benchmarks": {"benchmarks", "launcher", "longtake", *MIDDLE},
