@@ -1,0 +1,197 @@
+"""Temperature, top-k and top-p on logits of large vocabularies, without sorting them.
+
+The nucleus is what a full sort would give: codes from the likeliest on, as long as the mass before a code is at most
+top_p, so the code that crosses the border is kept and one always survives. Of 64,000 codes the likeliest 256 are found
+first. Where their mass does not exceed top_p, the border is found by two histograms over the bits of all probabilities
+(the bits of positive floats are ordered as the floats are), which is as exact as sorting them. Everything is float32 or
+better: in bfloat16 a nucleus comes out a few per cent too large.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longtake.errors import ConfigError
+
+PREFILTER = 256
+_BITS = 15  # of 30 that are looked at in each of two steps; 1.0 is 0x3F800000
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """Distributions after temperature, top-k and top-p.
+
+    Attributes:
+        ids: the codes that are left, the likeliest first, int64 [n k]; None: all codes in order, k = vocabulary.
+        probs: their probabilities, float [n k], of sum 1; 0 for codes that were cut off.
+    """
+
+    ids: Tensor | None
+    probs: Tensor
+
+    def pick(self, uniform: Tensor) -> Tensor:
+        """Returns one code a row by inversion of the distribution function; int64 [n].
+
+        Args:
+            uniform: a number in (0, 1) a row, float64 [n].
+        """
+        return self.codes(picked(self.probs, uniform))
+
+    def codes(self, places: Tensor) -> Tensor:
+        """Returns the codes at places [n] of the rows."""
+        return places if self.ids is None else self.ids.gather(-1, places.unsqueeze(-1)).squeeze(-1)
+
+    def prob_of(self, codes: Tensor) -> Tensor:
+        """Returns the probability of one code [n] a row."""
+        if self.ids is None:
+            return self.probs.gather(-1, codes.unsqueeze(-1)).squeeze(-1)
+        return (self.probs * (self.ids == codes.unsqueeze(-1))).sum(dim=-1)
+
+
+def picked(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Returns the place in each row [n] that its uniform number falls on; weights [n k] need not sum to 1."""
+    total = weights.cumsum(dim=-1, dtype=torch.float64)
+    wanted = uniform.to(total).unsqueeze(-1) * total[:, -1:]
+    return torch.searchsorted(total, wanted, right=True).squeeze(-1).clamp_(max=weights.shape[-1] - 1)
+
+
+class Sampler:
+    """Turns logits into codes.
+
+    Args:
+        temperature: divides the logits; 0 takes the likeliest code.
+        top_p: mass of the nucleus, in (0, 1]; 1 keeps all.
+        top_k: how many codes are kept before that; None: all.
+
+    Raises:
+        ConfigError: a value outside of these.
+    """
+
+    def __init__(self, temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None) -> None:
+        if not 0 <= temperature < float("inf"):
+            raise ConfigError(
+                f"rollout.temperature is {temperature}; expected 0 (the likeliest token) or more. Change "
+                "`rollout.temperature`."
+            )
+        if not 0 < top_p <= 1:
+            raise ConfigError(
+                f"rollout.top_p is {top_p}; expected more than 0 and at most 1 (1 keeps every token). Change "
+                "`rollout.top_p`."
+            )
+        if top_k is not None and top_k < 1:
+            raise ConfigError(
+                f"rollout.top_k is {top_k}; expected 1 or more, or null for all tokens. Change `rollout.top_k`."
+            )
+        self.temperature, self.top_p, self.top_k = float(temperature), float(top_p), top_k
+
+    def __call__(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """Returns one code a row, int64 [n].
+
+        Args:
+            logits: float32 or better [n vocab].
+            uniform: a number in (0, 1) a row, float64 [n]; unused at temperature 0.
+        """
+        if self.temperature == 0:
+            return logits.argmax(dim=-1)
+        return self.truncated(logits).pick(uniform)
+
+    def truncated(self, logits: Tensor) -> Truncated:
+        """Returns the distributions [n ...] that codes are drawn from."""
+        assert logits.dtype in (torch.float32, torch.float64), f"logits are {logits.dtype}, not float32 or better"
+        if self.temperature == 0:
+            best = logits.argmax(dim=-1, keepdim=True)
+            return Truncated(best, torch.ones_like(best, dtype=logits.dtype))
+        probs = torch.softmax(logits if self.temperature == 1 else logits / self.temperature, dim=-1)
+        vocab = probs.shape[-1]
+        if self.top_k is not None and self.top_k < vocab:
+            kept, ids = torch.topk(probs, self.top_k, dim=-1)
+            return self.nucleus(kept / kept.sum(dim=-1, keepdim=True), ids)
+        if self.top_p == 1:
+            return Truncated(None, probs)
+        kept, ids = torch.topk(probs, min(PREFILTER, vocab), dim=-1)
+        if kept.shape[-1] < vocab and bool((kept.sum(dim=-1, dtype=torch.float64) <= self.top_p).any()):
+            rows = probs.split(1) if probs.device.type == "cpu" else (probs,)  # one row fits the processor's cache
+            return Truncated(None, torch.cat([nucleus_of(row, self.top_p) for row in rows]))
+        return self.nucleus(kept, ids)
+
+    def truncated_product(self, first: Tensor, second: Tensor) -> Truncated:
+        """Returns what `truncated` would for the codes i + len(first) j, whose probability is p(i) p(j).
+
+        Only the likeliest of both factors are multiplied; where a code of the nucleus could be missing, all are.
+
+        Args:
+            first: logits of the fastest factor, float32 or better [n L_0].
+            second: logits of the other one [n L_1].
+        """
+        size = first.shape[-1]
+        if self.temperature == 0:
+            best = first.argmax(dim=-1, keepdim=True) + size * second.argmax(dim=-1, keepdim=True)
+            return Truncated(best, torch.ones_like(best, dtype=first.dtype))
+        if self.top_p < 1 and self.top_k is None:
+            (p, i), (q, j) = (self._likeliest(x, most) for x, most in ((first, 128), (second, 64)))
+            joint = (q.unsqueeze(-1) * p.unsqueeze(-2)).flatten(1)
+            kept, place = torch.topk(joint, min(PREFILTER, joint.shape[-1]), dim=-1)
+            ids = i.gather(1, place % p.shape[-1]) + size * j.gather(1, place // p.shape[-1])
+            cut = self.nucleus(kept, ids)
+            missing = torch.maximum(p[:, -1] * q[:, 0], p[:, 0] * q[:, -1])  # at most this likely
+            border = kept.masked_fill(cut.probs == 0, torch.inf).amin(dim=-1)
+            if bool(((kept.sum(dim=-1, dtype=torch.float64) > self.top_p) & (border >= missing)).all()):
+                return cut
+        joint = second.log_softmax(dim=-1).unsqueeze(-1) + first.log_softmax(dim=-1).unsqueeze(-2)
+        return self.truncated(joint.flatten(1))
+
+    def _likeliest(self, logits: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        probs = torch.softmax(logits / self.temperature, dim=-1)
+        return torch.topk(probs, min(most, probs.shape[-1]), dim=-1)
+
+    def nucleus(self, probs: Tensor, ids: Tensor) -> Truncated:
+        """Returns what is left of rows that are sorted, the likeliest first, and hold the nucleus (or everything).
+
+        Args:
+            probs: probabilities [n k].
+            ids: their codes, int64 [n k].
+        """
+        if self.top_p == 1:
+            return Truncated(ids, probs)
+        before = probs.cumsum(dim=-1, dtype=torch.float64) - probs
+        kept = probs.masked_fill(before > self.top_p, 0.0)
+        return Truncated(ids, kept / kept.sum(dim=-1, keepdim=True))
+
+
+def nucleus_of(probs: Tensor, top_p: float) -> Tensor:
+    """Returns probabilities [n vocab] outside of the nucleus set to 0, and of sum 1 again, without sorting.
+
+    Of codes that are exactly as likely as the one on the border, the first ones are kept.
+
+    Args:
+        probs: in any order, of sum 1.
+        top_p: mass of the nucleus, less than 1.
+    """
+    probs = probs.float()
+    mass = probs.double()
+    bits = probs.view(torch.int32).long()
+    high, low = bits >> _BITS, bits & ((1 << _BITS) - 1)
+    first, above = _crossing(high, mass, torch.zeros_like(mass[:, 0]), top_p)
+    second, above = _crossing(low, mass * (high == first.unsqueeze(-1)), above, top_p)
+    border = ((first << _BITS) + second).to(torch.int32).view(torch.float32).unsqueeze(-1)
+    at_border = probs == border
+    room = ((top_p - above.unsqueeze(-1)) / border.double()).floor() + 1
+    keep = (probs > border) | (at_border & (at_border.cumsum(dim=-1) <= room))
+    kept = probs * keep
+    return kept / kept.sum(dim=-1, keepdim=True)
+
+
+def _crossing(digits: Tensor, mass: Tensor, above: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Returns for each row the largest digit at which the mass from the top on exceeds top_p, and the mass above it.
+
+    If no digit does (the sum of all was rounded down), it is the smallest one that has any mass.
+    """
+    bins = torch.zeros(len(mass), 1 << _BITS, dtype=mass.dtype, device=mass.device).scatter_add_(1, digits, mass)
+    from_top = bins.flip(-1).cumsum(dim=-1) + above.unsqueeze(-1)
+    crossed = (from_top > top_p) | (from_top >= from_top[:, -1:])
+    place = crossed.to(torch.uint8).argmax(dim=-1)
+    before = torch.where(place > 0, from_top.gather(-1, (place - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1), above)
+    return (1 << _BITS) - 1 - place, before
