@@ -83,6 +83,8 @@ class ActionEmbedding(nn.Module):
         ratio_time: pixel frames of a latent frame; what comes in has action_dim x ratio_time numbers a latent frame.
         into: "modulation" adds to the noise level's embedding, so that actions set shift, scale and gate of every
             block; "tokens" adds to the tokens that enter the first block.
+        totals: also tells the sums of each column from the slot's first frame on: how far the camera has turned since
+            the last clean chunk is then an input, not something to be added up by attention.
         zero_init: starts without any effect, for a pretrained network.
     """
 
@@ -93,6 +95,7 @@ class ActionEmbedding(nn.Module):
         action_dim: int | None,
         ratio_time: int = 1,
         into: Literal["modulation", "tokens"] = "modulation",
+        totals: bool = False,
         zero_init: bool = False,
     ) -> None:
         super().__init__()
@@ -104,7 +107,8 @@ class ActionEmbedding(nn.Module):
                 "set `network.actions=null`."
             )
         self.inputs, self.into, self.zero_init = action_dim * ratio_time, into, zero_init
-        self.mlp = nn.Sequential(nn.Linear(self.inputs, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.ratio_time, self.totals = ratio_time, totals
+        self.mlp = nn.Sequential(nn.Linear(self.inputs + totals * action_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.null = nn.Parameter(torch.empty(dim))
         self.reset_parameters()
 
@@ -128,10 +132,16 @@ class ActionEmbedding(nn.Module):
             )
         first: nn.Linear = self.mlp[0]  # type: ignore[assignment]
         with torch.autocast(actions.device.type, enabled=False):
-            embedded = self.mlp(actions.to(first.weight.dtype))
+            actions = actions.to(first.weight.dtype)
+            embedded = self.mlp(torch.cat([actions, self._totals(actions)], dim=-1) if self.totals else actions)
         if conditions.actions_mask is not None:
             embedded = torch.where(conditions.actions_mask.unsqueeze(-1), embedded, self.null)
         return embedded.unsqueeze(2)
+
+    def _totals(self, actions: Tensor) -> Tensor:
+        """Returns running sums [b s f a] of a slot's actions [b s f r*a], divided by its pixel frames."""
+        frames = actions.unflatten(-1, (self.ratio_time, -1)).mean(dim=-2)
+        return frames.cumsum(dim=-2) / actions.shape[-2]
 
 
 class TextEmbedding(nn.Module):

@@ -180,6 +180,11 @@ class VideoDiT(nn.Module):
             names |= {prefix + name for name in own if name.split(".")[0] in self._mixer.new_parameters}
         return names
 
+    def hidden_matrix_names(self) -> set[str]:
+        """Returns the matrices between the hidden states of the blocks, what the mixers have of their own left out."""
+        matrices = {name for name, parameter in self.named_parameters() if parameter.ndim == 2}
+        return {name for name in matrices if name.startswith("blocks.") and ".mixer." not in name}
+
     def num_flops(self, layout: ChunkLayout, batch: int, text_tokens: int = 0) -> int:
         """Returns multiply-adds x 2 of the matmuls and attention of a forward pass.
 

@@ -72,6 +72,19 @@ def test_dropped_actions_are_as_if_there_were_none(into: str) -> None:
     assert difference(outs[0][1], outs[2][1]) < 1e-12
 
 
+def test_totals_are_the_sums_since_the_first_frame_of_the_slot() -> None:
+    torch.manual_seed(0)
+    plug = ActionEmbedding(8, action_dim=2, ratio_time=4, totals=True)
+    actions = torch.randn(1, 2, 3, 8)
+    per_frame = actions.unflatten(-1, (4, 2))
+    wanted = torch.stack([per_frame[:, :, : f + 1].sum(dim=(2, 3)) / 12 for f in range(3)], dim=2)
+    told = torch.cat([actions, wanted], dim=-1)
+    torch.testing.assert_close(plug(Conditions(actions=actions)).squeeze(2), plug.mlp(told))
+    without = ActionEmbedding(8, action_dim=2, ratio_time=4)
+    assert without.mlp[0].in_features == 8  # type: ignore[union-attr]
+    assert plug.mlp[0].in_features == 10  # type: ignore[union-attr]
+
+
 def test_zero_init_has_no_effect_at_first() -> None:
     torch.manual_seed(0)
     plug = ActionEmbedding(8, action_dim=2, ratio_time=4, zero_init=True)
