@@ -10,21 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longtake.encoders.shipped import load_network
 from longtake.encoders.video import DTYPES, LatentGeometry, VideoEncoder
 from longtake.errors import ConfigError, unknown_choice
 from longtake.geometry import latent_frames
-from longtake.pretrained.weights_file import build, fingerprint, read_header, read_tensors
+from longtake.pretrained.weights_file import fingerprint
 
 RATIO_TIME, RATIO_SPACE = 4, 8
 KIND = "video_encoder"
-SHIPPED = Path(__file__).resolve().parents[2] / "weights"
 
 _COLOURS = 3
 _BLOCK = RATIO_TIME * _COLOURS * RATIO_SPACE**2  # numbers in a 4x8x8 block
@@ -243,17 +242,10 @@ class VideoVAE(VideoEncoder):
     def __init__(self, weights: str, dtype: str = "float32") -> None:
         if dtype not in DTYPES:
             raise unknown_choice("type of numbers", dtype, DTYPES, "encoder.video.dtype")
-        path, key = find_weights(weights), "encoder.video.weights"
-        header = read_header(path, key)
-        if header.get("kind") != KIND:
-            raise ConfigError(f"{path} holds a {header.get('kind')!r}; expected a {KIND!r}. Change `{key}`.")
-        network = build(header.get("network"), key=key)
-        if not isinstance(network, VideoVAENetwork):
-            raise ConfigError(f"{path} builds a {type(network).__name__}; expected a VideoVAENetwork. Change `{key}`.")
-        _fill(network, read_tensors(path, key), path, key)
+        network, config = load_network(weights, KIND, VideoVAENetwork)
         super().__init__(LatentGeometry(RATIO_TIME, RATIO_SPACE, network.channels), network.mean, network.std)
         self.network = network
-        self._config = header["network"]
+        self._config = config
         assert self.fingerprint  # of the numbers in the file, not of what they are rounded to below
         self.network.to(DTYPES[dtype])
         self.freeze()
@@ -283,32 +275,3 @@ class VideoVAE(VideoEncoder):
     def decode_clips(self, latents: Tensor, state: Any) -> tuple[Tensor, Any]:
         raw = latents * self.std[:, None, None].to(latents) + self.mean[:, None, None].to(latents)
         return self.network.decode(raw, state)
-
-
-def find_weights(name: str) -> Path:
-    """Returns the file of shipped weights, or of a path (as given, or below the project). Raises ConfigError."""
-    given = Path(name).expanduser()
-    tried = [given, SHIPPED.parent / given] if given.suffix else [SHIPPED / f"{name}.safetensors"]
-    found = next((path for path in tried if path.is_file()), None)
-    if found is None:
-        shipped = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.safetensors"))) or "none"
-        raise ConfigError(
-            f"no first stage {name!r}; expected the name of one in {SHIPPED} ({shipped}), or the path of a "
-            ".safetensors file. Change `encoder.video.weights`."
-        )
-    return found
-
-
-def _fill(network: nn.Module, tensors: dict[str, Tensor], path: Path, key: str) -> None:
-    own = network.state_dict()
-    wrong = [
-        name
-        for name in sorted(own.keys() | tensors.keys())
-        if name not in own or name not in tensors or own[name].shape != tensors[name].shape
-    ]
-    if wrong:
-        raise ConfigError(
-            f"{path} does not fit the network that it describes in {len(wrong)} tensors, the first of them "
-            f"{wrong[0]!r}; expected a file as it was exported. Change `{key}`."
-        )
-    network.load_state_dict({name: value.float() for name, value in tensors.items()})

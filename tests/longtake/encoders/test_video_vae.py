@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from longtake.encoders.video_vae import SHIPPED, VideoVAE, VideoVAENetwork
+from longtake.encoders.shipped import SHIPPED
+from longtake.encoders.video_vae import VideoVAE, VideoVAENetwork
 from longtake.errors import ConfigError
 from longtake.pretrained.weights_file import write_weights
 from tests.first_stage import NODE, random_network, random_video, random_weights
