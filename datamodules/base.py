@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from abc import abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.trainer.states import RunningStage
 
 from datamodules.loading.bad_samples import BadSampleLedger
@@ -198,6 +200,12 @@ class ClipsDataModule(L.LightningDataModule):
         from datamodules.describe import describe
 
         return describe(self.infos[0], self.splits["train"])
+
+    def training_actions(self, count: int = 512) -> Iterator[np.ndarray]:
+        """Yields the actions [t a] of about `count` training samples, the same on every rank; needs `setup`."""
+        from datamodules.describe import action_tables
+
+        return action_tables(self.infos[0], self.splits["train"], count)
 
     def shard(self) -> Shard:
         """Returns this process's data-parallel rank and size; ranks of one sequence-parallel group read the same."""

@@ -1,8 +1,6 @@
 """Clips of cached latents, with text that is encoded already: training pays no frozen encoder.
 
-A causal encoder codes the first frame of whatever it is given by itself, so a sub-clip of cached latents that does not
-begin where an encoding began is not what the encoder would have made of that sub-clip. A sample may therefore hold
-several encodings, one for each start: tensors `latents.<first pixel frame>`, and a window always begins at one of them.
+A sample holds one encoding for each causal start, as tensors `latents.<first pixel frame>` (see `datamodules.cached`).
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from datamodules.base import ClipsDataModule
+from datamodules.cached import CachedDataModule, drawn_start
 from datamodules.loading.decoding import Companions, Decoder, Draws, Fields, Window
 from datamodules.loading.reading import Sample
 from datamodules.shards import DatasetInfo
@@ -49,8 +47,12 @@ class LatentsDecoder:
         except safetensors.SafetensorError as error:
             raise BadSampleError(f"member {MEMBER!r} cannot be read: {error}") from error
         needed = latent_frames(window.num_frames, self.ratio, "data.num_frames")
-        starts = self._starts(tensors, window, needed)
-        start = starts[draws.below(len(starts), "start")]
+        encodings = {
+            int(name.removeprefix(PREFIX)): len(value[0])
+            for name, value in tensors.items()
+            if name.startswith(PREFIX) and name.removeprefix(PREFIX).isdecimal() and value.ndim
+        }
+        start = drawn_start(encodings, window, needed, draws)
         placed = Window(start, window.num_frames)
         text = _drawn_text({name: tensors[name] for name in TEXT_FIELDS if name in tensors}, draws)
         return {
@@ -58,19 +60,6 @@ class LatentsDecoder:
             **self.companions.read(sample, placed, draws, list(range(self.num_views))),
             **text,
         }
-
-    def _starts(self, tensors: dict[str, Tensor], window: Window, needed: int) -> list[int]:
-        """Returns the pixel frames at which a long enough encoding begins."""
-        names = [name.removeprefix(PREFIX) for name in tensors if name.startswith(PREFIX)]
-        starts = sorted(int(name) for name in names if name.isdecimal())
-        if window.start is not None:
-            starts = [start for start in starts if start == window.start]
-        starts = [start for start in starts if tensors[f"{PREFIX}{start}"].shape[1] >= needed]
-        if not starts:
-            raise BadSampleError(
-                f"holds no encoding of {needed} latent frames (encodings begin at: {', '.join(names)})"
-            )
-        return starts
 
     def _checked(self, latents: Tensor) -> Tensor:
         if latents.ndim != 5 or latents.shape[0] != self.num_views or latents.shape[2] != self.channels:
@@ -95,27 +84,8 @@ def _drawn_text(fields: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
     return {name: value[row : row + 1] for name, value in fields.items()}
 
 
-class LatentsDataModule(ClipsDataModule):
-    """Clips of cached latents as `Clip.latents`.
-
-    Args:
-        encoder_fingerprint: of the encoder that the model uses; a set made by another one is refused. None asks the
-            model for it, where there is one.
-        pixels: name of the data that holds the pixels, for those who compare rollouts with them; not used here.
-        **kwargs: as for `ClipsDataModule`; `num_frames` still counts pixel frames.
-    """
-
-    def __init__(self, *, encoder_fingerprint: str | None = None, pixels: str | None = None, **kwargs: object) -> None:
-        super().__init__(**kwargs)  # type: ignore[arg-type]
-        self.encoder_fingerprint = encoder_fingerprint
-        self.pixels = pixels
-
-    def setup(self, stage: str) -> None:
-        """See `ClipsDataModule`; takes the fingerprint from the model that is trained."""
-        model = self.trainer.lightning_module if self.trainer is not None else None
-        if self.encoder_fingerprint is None and hasattr(model, "video_encoder"):
-            self.encoder_fingerprint = model.video_encoder.fingerprint  # type: ignore[union-attr]
-        super().setup(stage)
+class LatentsDataModule(CachedDataModule):
+    """Clips of cached latents as `Clip.latents`; arguments as for `CachedDataModule`."""
 
     def decoder(self, info: DatasetInfo, *, training: bool) -> Decoder:
         """Returns the decoder of one set. Raises ConfigError where its latents are not the model's."""
@@ -125,16 +95,7 @@ class LatentsDataModule(ClipsDataModule):
                 f"{info.root} holds no latents; expected a set written by `python -m scripts.cache_latents`. Change "
                 "`data.root`."
             )
-        if self.encoder_fingerprint not in (None, latents["encoder_fingerprint"]):
-            raise ConfigError(
-                f"the latents in {info.root} come from encoder {latents['encoder_fingerprint']}, the model's encoder "
-                f"is {self.encoder_fingerprint}; expected the same. Cache them again (data.rebuild=true), or change "
-                "`encoder/video`."
-            )
-        if self.frame_stride != 1:
-            raise ConfigError(f"data.frame_stride is {self.frame_stride}; expected 1 for cached latents.")
-        for length in self.streams.num_frames:
-            latent_frames(length, int(latents["ratio_time"]), "data.num_frames")
+        self.check_cache(info, "latents", latents["encoder_fingerprint"], int(latents["ratio_time"]))
         return LatentsDecoder(
             ratio=int(latents["ratio_time"]),
             channels=int(latents["channels"]),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longtake.errors import ConfigError
 from longtake.generate import VideoModel
-from longtake.model_spec import ModelSpec
+from longtake.model_spec import ModelSpec, read_spec
 from longtake.pretrained.weights_file import build, check_targets, read_header, read_tensors
 
 WEIGHTS = "weights.safetensors"
@@ -104,14 +104,14 @@ def _read(file: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
 
 def _spec(file: Path) -> ModelSpec:
     if file.suffix == ".safetensors":
-        return ModelSpec.from_dict(read_header(file), str(file))
+        return read_spec(read_header(file), str(file))
     return _spec_of_checkpoint(_read_checkpoint(file), file)
 
 
 def _spec_of_checkpoint(content: dict[str, Any], file: Path) -> ModelSpec:
     if not isinstance(content.get("spec"), dict):
-        raise ConfigError(f"{file} is no checkpoint of an AR diffusion run (it has no spec). Change `ckpt`.")
-    return ModelSpec.from_dict(content["spec"], str(file))
+        raise ConfigError(f"{file} is no checkpoint of a generative model (it has no spec). Change `ckpt`.")
+    return read_spec(content["spec"], str(file))
 
 
 def _read_checkpoint(file: Path) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def network_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check(spec: ModelSpec, trust: Sequence[str]) -> None:
-    for node in (spec.network, spec.encoder, spec.rollout, spec.solver):
+    for node in spec.nodes.values():
         check_targets(node, trust)
 
 

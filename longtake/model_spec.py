@@ -5,28 +5,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from longtake.errors import ConfigError
 from longtake.rollout.plan import TrainedFor
 
-KIND = "ar_diffusion"
 PRECISIONS = ("float32", "bfloat16", "float16", "float64")
-VIDEO_KEYS = ("fps", "height", "width", "num_frames", "chunk_lat")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Plain data only: no object, no path of the machine that trained.
+    """What every kind of model says. Plain data only: no object, no path of the machine that trained.
 
     Attributes:
-        video: geometry of the training clips: fps, height, width, num_frames, chunk_lat.
+        video: geometry of the training clips, `video_keys`.
         network: config node of the network.
-        encoder: config nodes of the frozen encoders, {"video": ..., "text": ... or None}.
+        encoder: config nodes of the frozen encoders, {"video": ..., "text": ..., "actions": ...}; None or absent: none.
         rollout: config node of the default rollout.
-        solver: config node of its solver.
         trained_for: what rollouts the weights are for.
-        encoder_fingerprint: of the video encoder that made the latents.
+        encoder_fingerprint: of the video encoder that made the latents or tokens (its name, where it is not there).
         num_context_frames: pixel frames that rollouts are given by default.
         data: what the training data was like: "name" (of the yaml in conf/data that has its pixels, or None),
             "action_names", "action_typical" (usual size of each column where it is not zero), "view_names".
@@ -37,11 +34,13 @@ class ModelSpec:
         commit: of the code, if known.
     """
 
+    kind: ClassVar[str]
+    video_keys: ClassVar[tuple[str, ...]] = ("fps", "height", "width", "num_frames")
+
     video: dict[str, Any]
     network: dict[str, Any]
     encoder: dict[str, Any]
     rollout: dict[str, Any]
-    solver: dict[str, Any]
     trained_for: TrainedFor
     encoder_fingerprint: str
     num_context_frames: int
@@ -51,6 +50,11 @@ class ModelSpec:
     step: int = 0
     is_average: bool = False
     commit: str | None = None
+
+    @property
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        """Config nodes from which something is built, by name."""
+        return {"network": self.network, "encoder": self.encoder, "rollout": self.rollout}
 
     @property
     def action_names(self) -> tuple[str, ...]:
@@ -65,38 +69,77 @@ class ModelSpec:
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON."""
         plain = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
-        return {"kind": KIND, **plain, "trained_for": self.trained_for.to_dict()}
+        return {"kind": self.kind, **plain, "trained_for": self.trained_for.to_dict()}
 
-    @classmethod
-    def from_dict(cls, given: Mapping[str, Any], where: str) -> ModelSpec:
-        """Returns what `to_dict` described.
 
-        Args:
-            given: from a file.
-            where: name of that file, for messages.
+@dataclass(frozen=True, kw_only=True)
+class DiffusionSpec(ModelSpec):
+    """A network that predicts velocities of latents.
 
-        Raises:
-            ConfigError: it describes another kind of model, or is incomplete or of other types than it should be.
-        """
-        if given.get("kind") != KIND:
-            raise ConfigError(f"{where} holds a model of kind {given.get('kind')!r}; expected {KIND!r}. Change `ckpt`.")
-        fields = {entry.name: entry for entry in dataclasses.fields(cls)}
-        try:
-            values = {name: value for name, value in given.items() if name in fields}
-            values["trained_for"] = TrainedFor.from_dict(given["trained_for"])
-            spec = cls(**values)
-            nodes = (spec.video, spec.network, spec.encoder, spec.rollout, spec.solver, spec.data)
-            if not all(isinstance(node, dict) for node in nodes) or spec.precision not in PRECISIONS:
-                raise TypeError("a node is no mapping, or the precision is unknown")
-            missing = [key for key in VIDEO_KEYS if key not in spec.video]
-            if missing:
-                raise KeyError(f"video.{missing[0]}")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{where} does not say what is needed to rebuild its model ({type(error).__name__}: {error}); expected "
-                "a file that training exported. Change `ckpt`."
-            ) from error
-        return spec
+    Attributes:
+        solver: config node of the solver of its default rollout.
+    """
+
+    kind = "ar_diffusion"
+    video_keys = (*ModelSpec.video_keys, "chunk_lat")
+
+    solver: dict[str, Any]
+
+    @property
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        return {**super().nodes, "solver": self.solver}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSpec(ModelSpec):
+    """A network that predicts tokens.
+
+    Attributes:
+        vocab_size: tokens are 0 to vocab_size - 1.
+        grid_lat: latent frames, rows and columns of a training clip.
+    """
+
+    kind = "ar_tokens"
+
+    vocab_size: int
+    grid_lat: list[int]
+
+
+KINDS: dict[str, type[ModelSpec]] = {spec.kind: spec for spec in (DiffusionSpec, TokenSpec)}
+
+
+def read_spec(given: Mapping[str, Any], where: str) -> ModelSpec:
+    """Returns what `to_dict` described.
+
+    Args:
+        given: from a file.
+        where: name of that file, for messages.
+
+    Raises:
+        ConfigError: it describes another kind of model, or is incomplete or of other types than it should be.
+    """
+    kind = KINDS.get(str(given.get("kind")))
+    if kind is None:
+        raise ConfigError(
+            f"{where} holds a model of kind {given.get('kind')!r}; expected {' or '.join(KINDS)}. Change `ckpt`."
+        )
+    names = {entry.name for entry in dataclasses.fields(kind)}
+    try:
+        values = {name: value for name, value in given.items() if name in names}
+        values["trained_for"] = TrainedFor.from_dict(given["trained_for"])
+        spec = kind(**values)
+        mappings = (spec.video, spec.data, *spec.nodes.values())
+        if not all(isinstance(node, dict) for node in mappings) or spec.precision not in PRECISIONS:
+            raise TypeError("a node is no mapping, or the precision is unknown")
+        missing = [key for key in kind.video_keys if key not in spec.video]
+        if missing:
+            raise KeyError(f"video.{missing[0]}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{where} does not say what is needed to rebuild its model ({type(error).__name__}: {error}); expected "
+            "a file that training exported. Change `ckpt`."
+        ) from error
+    return spec
 
 
 def without_folders(node: Any) -> Any:

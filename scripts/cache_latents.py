@@ -1,4 +1,4 @@
-"""Encodes a set of clips once: pixels -> latents, captions -> word ids or embeddings, so that training never does.
+"""Encodes a set of clips once: pixels -> latents or tokens, captions -> word ids or embeddings: training never does.
 
 python -m scripts.cache_latents input=data/doom_64x48 output=data/doom_64x48_latents [key=value ...]
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from datamodules.shards import DatasetInfo
 from launcher.entry import entry_point
 from scripts.make_shards import num_cores, summary
 
@@ -34,14 +35,21 @@ def main(cfg: DictConfig) -> None:
         overwrite=cfg.overwrite,
         progress=cfg.progress,
     )
-    latents = info.source.latents or {}
+    print("\n".join([*summary(info), *_codes(info), f"made in {time.monotonic() - start:.0f} s"]))
+
+
+def _codes(info: DatasetInfo) -> list[str]:
+    """Returns what there is in place of pixels and captions, a line each."""
+    latents, tokens = info.source.latents, info.source.tokens
+    if latents is None:
+        assert tokens is not None, "a cached set holds latents or tokens"
+        grid = "x".join(map(str, tokens["grid"]))
+        return [f"  {grid} of {tokens['vocab_size']} tokens by encoder {tokens['encoder_fingerprint']}"]
     words = (latents["text"] or {}).get("words") or []
-    lines = [
+    return [
         f"  latents of {latents['channels']} channels by encoder {latents['encoder_fingerprint']}",
         f"  text: {f'{len(words)} words' if words else 'none' if latents['text'] is None else 'embeddings'}",
-        f"made in {time.monotonic() - start:.0f} s",
     ]
-    print("\n".join([*summary(info), *lines]))
 
 
 if __name__ == "__main__":

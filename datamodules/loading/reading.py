@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,6 +45,11 @@ class Sample(ABC):
     def has(self, member: str) -> bool:
         """Returns whether the sample has a member."""
 
+    @property
+    @abstractmethod
+    def members(self) -> Iterable[str]:
+        """Names of all its members."""
+
     @abstractmethod
     def read(self, member: str) -> bytes:
         """Returns the bytes of a member. Raises BadSampleError if it is missing or damaged."""
@@ -63,6 +69,10 @@ class IndexedSample(Sample):
 
     def has(self, member: str) -> bool:
         return member in self._entry.members
+
+    @property
+    def members(self) -> Iterable[str]:
+        return self._entry.members
 
     def read(self, member: str) -> bytes:
         try:
@@ -84,6 +94,10 @@ class StreamedSample(Sample):
 
     def has(self, member: str) -> bool:
         return member.lower() in self._members
+
+    @property
+    def members(self) -> Iterable[str]:
+        return [name for name in self._members if not name.startswith("__")]
 
     def read(self, member: str) -> bytes:
         content = self._members.get(member.lower())

@@ -38,8 +38,8 @@ def check_requirements(infos: list[DatasetInfo], wanted: Mapping[str, Any]) -> N
             "num_views": (len(source.view_names), "views", "data.views"),
         }
         for name, number in wanted.items():
-            if number is None or name not in there:
-                continue
+            if number is None or name not in there or (name == "vocab_size" and not tokens and source.video):
+                continue  # pixels are tokenised by the model's own encoder
             found, what, key = there[name]
             if found != number:
                 names = f" ({', '.join(source.action_names)})" if name == "action_dim" and source.action_names else ""

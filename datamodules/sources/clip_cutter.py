@@ -171,9 +171,7 @@ class _Cutter:
                 views[view] = frames
         actions = states = None
         if recording.actions is not None:
-            actions = resample_actions(
-                recording.actions, spans, rules=self._rules, fps=self._settings.actions_fps
-            )
+            actions = resample_actions(recording.actions, spans, rules=self._rules, fps=self._settings.actions_fps)
         if recording.states is not None:
             states = resample_states(recording.states, spans, fps=self._settings.states_fps)
         first = instants[0]

@@ -39,15 +39,12 @@ class ClipSettings:
         if set(config) != expected:
             wrong = sorted(set(config) ^ expected)
             raise ConfigError(
-                f"unknown or missing keys: {', '.join(wrong)}; see `conf/source/`. Change "
-                f"`source.{wrong[0]}`."
+                f"unknown or missing keys: {', '.join(wrong)}; see `conf/source/`. Change `source.{wrong[0]}`."
             )
         if config["resize"] not in RESIZE_MODES:
             raise unknown_choice("resize mode", config["resize"], RESIZE_MODES, "source.resize")
         if config["on_length_mismatch"] not in ("cut", "skip"):
-            raise unknown_choice(
-                "choice", config["on_length_mismatch"], ("cut", "skip"), "source.on_length_mismatch"
-            )
+            raise unknown_choice("choice", config["on_length_mismatch"], ("cut", "skip"), "source.on_length_mismatch")
         clip_frames = positive_int(config["clip_frames"], "source.clip_frames")
         stride = config["stride"]
         settings = cls(
@@ -79,17 +76,13 @@ class ClipSettings:
         for name in self.actions_resample:
             if name not in (*names, "default"):
                 raise unknown_choice("action column", name, [*names, "default"], "source.actions_resample")
-        return [
-            self.actions_resample.get(name, self.actions_resample.get("default", "max")) for name in names
-        ]
+        return [self.actions_resample.get(name, self.actions_resample.get("default", "max")) for name in names]
 
 
 def positive_int(value: Any, key: str) -> int:
     """Returns a whole number of at least 1. Raises ConfigError naming `key` for anything else."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(
-            f"{value!r} is not a number of frames; expected a whole number from 1 on. Change `{key}`."
-        )
+        raise ConfigError(f"{value!r} is not a number of frames; expected a whole number from 1 on. Change `{key}`.")
     return value
 
 
@@ -111,8 +104,7 @@ def video_spec(fps: Any, height: Any, width: Any) -> VideoSpec:
     for key, value in (("height", height), ("width", width)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 2 or value % 2:
             raise ConfigError(
-                f"a {key} of {value!r} pixels cannot be encoded; expected an even number. Change "
-                f"`video.{key}`."
+                f"a {key} of {value!r} pixels cannot be encoded; expected an even number. Change `video.{key}`."
             )
     return VideoSpec(parse_fps(fps, "video.fps"), height, width)
 

@@ -1,4 +1,4 @@
-"""A Longtake set of pixels, once more as latents and encoded texts: training then pays for no frozen encoder.
+"""A Longtake set of pixels, once more as latents (or tokens) and encoded texts: training pays for no frozen encoder.
 
 Every sample holds several encodings, each a causal start of its own: one of the whole clip, and others that begin every
 `start_stride` frames, so that training may take sub-clips. Which encoders made them is stated in `dataset.json`, with
@@ -8,6 +8,7 @@ their fingerprints and, for word ids, the vocabulary, which is that of the train
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,8 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from datamodules.loading.reading import Sample, SplitReader
 from datamodules.shards import DatasetInfo, video_member
@@ -30,15 +33,15 @@ _MOST_NAMED = 20
 
 
 class EncodedSource(Source):
-    """Latents and texts of the clips of a set.
+    """Latents and texts of the clips of a set, or tokens where the video encoder is a discrete one.
 
     Args:
         input: folder of the set.
         video: config node of the video encoder.
-        text: config node of the text encoder; None leaves texts out.
+        text: config node of the text encoder; None leaves texts out. Beside tokens there are none.
         start_stride: pixel frames from start to start of further encodings, besides that of the whole clip; None: none.
         num_frames: pixel frames of these, 1 + k * ratio; None: as far as the clip goes.
-        dtype: of the latents in the file, "float16" or "float32".
+        dtype: of the latents in the file, "float16" or "float32"; tokens are int32.
         make: {"source": node, "num_workers": processes} of the set in `input`, made where it is not there; None: never.
     """
 
@@ -77,26 +80,33 @@ class EncodedSource(Source):
         if base.video is None:
             raise ConfigError(f"{self._root} holds no pixels to encode; expected a set with videos. Change `input`.")
         geometry = self._encoder.geometry
-        geometry.grid(base.video.height, base.video.width)
+        grid = geometry.grid(base.video.height, base.video.width)
         if self._num_frames is not None:
             from longtake.geometry import latent_frames
 
             latent_frames(self._num_frames, geometry.ratio_time, "source.num_frames")
-        latents = {
-            "channels": geometry.channels,
+        origin = f"{base.origin} (encoded; pixels are in the set {base.name})"
+        common = {
             "ratio_time": geometry.ratio_time,
             "ratio_space": geometry.ratio_space,
             "encoder_fingerprint": self._encoder.fingerprint,
-            "text": self._text_node,
         }
-        return replace(
-            base,
-            name=f"{base.name}-latents",
-            origin=f"{base.origin} (encoded; pixels are in the set {base.name})",
-            control_types=(),
-            tokens=None,
-            latents=latents,
-        )
+        if not self._is_discrete:
+            latents = {"channels": geometry.channels, **common, "text": self._text_node}
+            return replace(
+                base, name=f"{base.name}-latents", origin=origin, control_types=(), tokens=None, latents=latents
+            )
+        if self._text is not None:
+            raise ConfigError("texts are cached with latents only, not with tokens. Set `encoder/text=none`.")
+        longest = max((length for split in self._base.splits.values() for length in split.lengths), default=1)
+        tokens = {
+            "vocab_size": geometry.vocab_size,
+            "grid": [1 + (longest - 1) // geometry.ratio_time, *grid],
+            "tokenizer": self._encoder.fingerprint,
+            "start_frames": self._num_frames,
+            **common,
+        }
+        return replace(base, name=f"{base.name}-tokens", origin=origin, control_types=(), tokens=tokens, latents=None)
 
     def tasks(self) -> list[Task]:
         tasks = []
@@ -128,12 +138,21 @@ class EncodedSource(Source):
 
     def _encoded(self, sample: Sample) -> RawSample:
         import safetensors.torch
+        import torch
 
         from datamodules.loading.decoding import read_array, read_meta
 
         base = self._base.source
         captions = _captions(sample)
-        tensors = {**self._latents(sample), **self._texts(captions)}
+        encodings = self._encodings(sample)
+        if self._is_discrete:
+            tokens = {start: np.ascontiguousarray(own.numpy(), np.int32) for start, own in encodings.items()}
+            encoded = {f"tokens.{start}.npy": _npy(own) for start, own in tokens.items() if start}
+        else:
+            tokens = {}
+            dtype = getattr(torch, self._dtype)
+            latents = {f"latents.{start}": own.to(dtype).contiguous() for start, own in encodings.items()}
+            encoded = {"latents.safetensors": safetensors.torch.save({**latents, **self._texts(captions)})}
         meta = {name: value for name, value in read_meta(sample).items() if name not in ("episode", "num_frames")}
         return RawSample(
             key=sample.key,
@@ -142,12 +161,13 @@ class EncodedSource(Source):
             states=read_array(sample, "states.npy") if base.state_names else None,
             captions=captions,
             meta=meta,
-            encoded={"latents.safetensors": safetensors.torch.save(tensors)},
+            tokens=tokens.get(0),
+            encoded=encoded,
             num_frames=sample.num_frames,
         )
 
-    def _latents(self, sample: Sample) -> dict[str, Tensor]:
-        """Returns the encodings by member name, [v t c h w]."""
+    def _encodings(self, sample: Sample) -> dict[int, Tensor]:
+        """Returns the encodings by their first frame, [v t c h w], or [v t h w] of tokens."""
         import torch
 
         from longtake.media.read import read_video
@@ -157,8 +177,7 @@ class EncodedSource(Source):
         views = [torch.from_numpy(read_video(sample.read(m), verified=sample.verified)) for m in members]
         video = torch.stack(views).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
         encodings = self._encoder.encode_starts(video[None], self._starts(video.shape[1]))
-        dtype = getattr(torch, self._dtype)
-        return {f"latents.{start}": latents[0].to(dtype).contiguous() for start, latents in encodings.items()}
+        return {start: codes[0] for start, codes in encodings.items()}
 
     def _starts(self, available: int) -> dict[int, int]:
         """Returns how many frames to encode from each start."""
@@ -212,6 +231,11 @@ class EncodedSource(Source):
     def _encoder(self) -> Any:
         return _built(self._video)
 
+    @property
+    def _is_discrete(self) -> bool:
+        """Whether the encoder makes tokens."""
+        return hasattr(self._encoder.geometry, "vocab_size")
+
     @cached_property
     def _text_node(self) -> dict[str, Any] | None:
         """The node of the text encoder, complete: with the vocabulary where it is made of words."""
@@ -247,6 +271,12 @@ class EncodedSource(Source):
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the encoders: every worker builds its own."""
         return {name: value for name, value in self.__dict__.items() if name not in ("_encoder", "_text_encoder")}
+
+
+def _npy(array: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    return content.getvalue()
 
 
 def _captions(sample: Sample) -> list[str]:

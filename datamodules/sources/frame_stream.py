@@ -126,9 +126,7 @@ class VideoReader(FrameReader):
         index, last, packets = 0, None, 0
         with self._open() as (container, stream):
             if container.format.name == "gif" and not _gif_is_whole(self._source):
-                raise BadSampleError(
-                    "the file was cut"
-                )  # its decoder would fill up the last frame in silence
+                raise BadSampleError("the file was cut")  # its decoder would fill up the last frame in silence
             base, rate = stream.time_base or Fraction(0), stream.average_rate or stream.guessed_rate
             for packet in container.demux(stream):
                 packets += packet.size > 0
@@ -140,8 +138,7 @@ class VideoReader(FrameReader):
                         raise BadSampleError(f"frame {index} is damaged")
                     if last is not None and time < last:
                         raise BadSampleError(
-                            f"the time of frame {index} ({float(time):.3f} s) lies before that of the one "
-                            "before"
+                            f"the time of frame {index} ({float(time):.3f} s) lies before that of the one before"
                         )
                     duration = frame.duration * base if frame.duration else None
                     yield TimedFrame(index, time, duration, _pixel_aspect(stream), _loader(frame))
@@ -158,9 +155,7 @@ class VideoReader(FrameReader):
             raise BadSampleError("its frames carry no time and the file states no frame rate")
         return last + 1 / Fraction(rate)
 
-    def _check_end(
-        self, container: Any, stream: Any, packets: int, index: int, last: Fraction | None
-    ) -> None:
+    def _check_end(self, container: Any, stream: Any, packets: int, index: int, last: Fraction | None) -> None:
         """Raises BadSampleError where less came than was promised: a cut file may decode without an error."""
         if index == 0:
             raise BadSampleError("it holds no video frame that can be decoded")
@@ -176,9 +171,7 @@ class VideoReader(FrameReader):
         interval = shown / (index - 1) if index > 1 else Fraction(1, 2)
         # With sound the length in the header may be that of the sound, so that only a gross difference
         # counts.
-        slack = (
-            max(Fraction(1), promised / 20) if len(container.streams) > 1 else 3 * interval + Fraction(1, 50)
-        )
+        slack = max(Fraction(1), promised / 20) if len(container.streams) > 1 else 3 * interval + Fraction(1, 50)
         if promised - shown - interval > slack:
             raise BadSampleError(
                 f"the file was cut: its header promises {float(promised):.2f} s, the pictures end at "
@@ -237,14 +230,12 @@ def load_image(path: Path) -> Image.Image:
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP")) as opened:
             if opened.width * opened.height > _MAX_PIXELS:
-                raise BadSampleError(
-                    f"{path.name} is {opened.width}x{opened.height}, larger than {_MAX_PIXELS} pixels"
-                )
+                raise BadSampleError(f"{path.name} is {opened.width}x{opened.height}, larger than {_MAX_PIXELS} pixels")
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it
-                return Image.fromarray(
-                    (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-                ).convert("RGB")
+                return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert(
+                    "RGB"
+                )
             if image.has_transparency_data:
                 black = Image.new("RGBA", image.size, (0, 0, 0, 255))
                 return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
@@ -269,9 +260,7 @@ def _loader(frame: Any) -> Callable[..., Image.Image]:
     def load(size: tuple[int, int] | None = None) -> Image.Image:
         try:
             if size is not None:
-                small = frame.reformat(
-                    width=size[0], height=size[1], format="rgb24", interpolation=Interpolation.AREA
-                )
+                small = frame.reformat(width=size[0], height=size[1], format="rgb24", interpolation=Interpolation.AREA)
                 return Image.fromarray(small.to_ndarray())
             picture = frame.to_ndarray(format="rgb24")
         except _DECODE_ERRORS as error:

@@ -61,16 +61,13 @@ class GymnasiumSource(Source):
         origin: str | None,
     ) -> None:
         if not env_id:
-            raise ConfigError(
-                "no environment was named; expected an id such as CartPole-v1. Change `source.env_id`."
-            )
+            raise ConfigError("no environment was named; expected an id such as CartPole-v1. Change `source.env_id`.")
         if resize not in RESIZE_MODES:
             raise unknown_choice("resize mode", resize, RESIZE_MODES, "source.resize")
         hold = plain(hold_frames)
         if not isinstance(hold, list) or len(hold) != 2 or not 1 <= hold[0] <= hold[1]:
             raise ConfigError(
-                f"hold_frames={hold!r}; expected [least, most] frames, from 1 on. Change "
-                "`source.hold_frames`."
+                f"hold_frames={hold!r}; expected [least, most] frames, from 1 on. Change `source.hold_frames`."
             )
         self._env_id, self._env_kwargs = env_id, plain(env_kwargs) or {}
         self._policy, self._policy_kwargs, self._hold = policy, plain(policy_kwargs) or {}, (hold[0], hold[1])
@@ -211,9 +208,7 @@ class GymnasiumSource(Source):
         import gymnasium
 
         if not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
-            os.environ.setdefault(
-                "SDL_VIDEODRIVER", "dummy"
-            )  # pygame complains of a missing screen that nobody needs
+            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame complains of a missing screen that nobody needs
         try:
             return gymnasium.make(self._env_id, **{**self._env_kwargs, "render_mode": "rgb_array"})
         except (
@@ -262,9 +257,7 @@ class GymnasiumSource(Source):
             or picture.shape[2] != 3
         ):
             got = (
-                f"{picture.dtype} {list(picture.shape)}"
-                if isinstance(picture, np.ndarray)
-                else type(picture).__name__
+                f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture).__name__
             )
             raise ConfigError(
                 f"{self._env_id} renders {got}; expected a uint8 picture [height, width, 3] (render_mode "
@@ -302,9 +295,7 @@ class _Clip:
 class RandomPolicy:
     """Draws actions from the action space and holds each for a random number of frames."""
 
-    def __init__(
-        self, observation_space: Any, action_space: Any, seed: int, *, hold_frames: tuple[int, int]
-    ) -> None:
+    def __init__(self, observation_space: Any, action_space: Any, seed: int, *, hold_frames: tuple[int, int]) -> None:
         del observation_space  # a random policy does not look
         self._space, self._hold = action_space, hold_frames
         self.reset(seed)
@@ -332,9 +323,7 @@ def _clip_counts(train: int | None, val: int | None, test: int | None) -> dict[s
     for split, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
             key = "num_clips" if split == "train" else f"source.num_{split}_clips"
-            raise ConfigError(
-                f"{count!r} is not a number of clips; expected a whole number from 0 on. Change `{key}`."
-            )
+            raise ConfigError(f"{count!r} is not a number of clips; expected a whole number from 0 on. Change `{key}`.")
     if not any(counts.values()):
         raise ConfigError("no clip was asked for in any split. Change `num_clips`.")
     return {split: count for split, count in counts.items() if count}

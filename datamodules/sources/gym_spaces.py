@@ -33,8 +33,7 @@ def column_names(space: spaces.Space, prefix: str, key: str) -> list[str]:
     names = _names(space, prefix, key)
     if len(names) > _MOST_COLUMNS:
         raise ConfigError(
-            f"a space of {len(names)} numbers is too large for one row; expected up to {_MOST_COLUMNS}. "
-            f"Change `{key}`."
+            f"a space of {len(names)} numbers is too large for one row; expected up to {_MOST_COLUMNS}. Change `{key}`."
         )
     return names
 
@@ -45,9 +44,7 @@ def flatten(space: spaces.Space, value: Any) -> np.ndarray:
         return _one_hot(int(value) - int(space.start), int(space.n))
     if isinstance(space, spaces.MultiDiscrete):
         choices = (np.asarray(value) - space.start).ravel()
-        return np.concatenate(
-            [_one_hot(int(c), int(n)) for c, n in zip(choices, space.nvec.ravel(), strict=True)]
-        )
+        return np.concatenate([_one_hot(int(c), int(n)) for c, n in zip(choices, space.nvec.ravel(), strict=True)])
     if isinstance(space, spaces.Dict):
         return np.concatenate([flatten(part, value[name]) for name, part in space.spaces.items()])
     if isinstance(space, spaces.Tuple):
@@ -59,19 +56,13 @@ def _names(space: spaces.Space, prefix: str, key: str) -> list[str]:
     if isinstance(space, spaces.Discrete):
         return [f"{prefix}_{index}" for index in range(int(space.n))]
     if isinstance(space, spaces.MultiDiscrete):
-        return [
-            f"{prefix}_{part}_{index}" for part, n in enumerate(space.nvec.ravel()) for index in range(int(n))
-        ]
+        return [f"{prefix}_{part}_{index}" for part, n in enumerate(space.nvec.ravel()) for index in range(int(n))]
     if isinstance(space, (spaces.Box, spaces.MultiBinary)):
         return [f"{prefix}_{index}" for index in range(int(np.prod(space.shape)))]
     if isinstance(space, spaces.Dict):
-        return [
-            name for part, inner in space.spaces.items() for name in _names(inner, f"{prefix}_{part}", key)
-        ]
+        return [name for part, inner in space.spaces.items() for name in _names(inner, f"{prefix}_{part}", key)]
     if isinstance(space, spaces.Tuple):
-        return [
-            name for part, inner in enumerate(space.spaces) for name in _names(inner, f"{prefix}_{part}", key)
-        ]
+        return [name for part, inner in enumerate(space.spaces) for name in _names(inner, f"{prefix}_{part}", key)]
     raise ConfigError(
         f"a space of type {type(space).__name__} has no fixed row of numbers; expected Discrete, "
         f"MultiDiscrete, MultiBinary, Box, or a Dict or Tuple of these. Change `{key}`."

@@ -57,9 +57,7 @@ def list_tree(root: Path, *, follow_symlinks: bool) -> FileTree:
     seen = {os.path.realpath(root)}
     for folder, subfolders, names in os.walk(root, followlinks=follow_symlinks):
         here = Path(folder)
-        subfolders[:] = sorted(
-            name for name in subfolders if _may_enter(here / name, seen, follow_symlinks, tree)
-        )
+        subfolders[:] = sorted(name for name in subfolders if _may_enter(here / name, seen, follow_symlinks, tree))
         videos, images = [], []
         for name in names:
             path = here / name
@@ -90,9 +88,7 @@ def list_tree(root: Path, *, follow_symlinks: bool) -> FileTree:
 
 def image_paths(folder: Path, *, follow_symlinks: bool) -> list[Path]:
     """Returns the images directly in a folder, in natural order."""
-    paths = [
-        p for p in folder.iterdir() if p.suffix.lower() in IMAGE_EXTENSIONS and not p.name.startswith(".")
-    ]
+    paths = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_EXTENSIONS and not p.name.startswith(".")]
     usable = [path for path in paths if path.is_file() and (follow_symlinks or not path.is_symlink())]
     return sorted(usable, key=lambda path: natural_key(path.name))
 
@@ -144,9 +140,7 @@ def group_media(
         control_folder: name of the folder with control videos, or None.
     """
     main: dict[str, list[tuple[str, str]]] = defaultdict(list)  # recording -> (view, path)
-    owners: dict[str, list[tuple[str, str]]] = defaultdict(
-        list
-    )  # path without extension -> (recording, view)
+    owners: dict[str, list[tuple[str, str]]] = defaultdict(list)  # path without extension -> (recording, view)
     controls: list[tuple[str, str, str]] = []
     for path in sorted([*tree.videos, *tree.image_folders], key=natural_key):
         control = split_control(path, control_folder)

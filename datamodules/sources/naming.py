@@ -13,9 +13,7 @@ from datamodules.sources.base import SPLITS
 from longtake.errors import ConfigError
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
-_SLUG_LENGTH = (
-    48  # with the clip number and the longest member name it still fits the 100 bytes of a ustar header
-)
+_SLUG_LENGTH = 48  # with the clip number and the longest member name it still fits the 100 bytes of a ustar header
 _SPLIT_FOLDERS = {name: name for name in SPLITS} | {
     "valid": "val",
     "validation": "val",
@@ -52,9 +50,7 @@ def unique_slugs(names: Mapping[str, str]) -> dict[str, str]:
     slugs = {identity: slug(name) for identity, name in names.items()}
     counts = Counter(value.lower() for value in slugs.values())
     return {
-        identity: value
-        if counts[value.lower()] == 1
-        else f"{value[: _SLUG_LENGTH - 9]}-{short_hash(identity)}"
+        identity: value if counts[value.lower()] == 1 else f"{value[: _SLUG_LENGTH - 9]}-{short_hash(identity)}"
         for identity, value in slugs.items()
     }
 
@@ -62,9 +58,9 @@ def unique_slugs(names: Mapping[str, str]) -> dict[str, str]:
 def natural_key(text: str) -> tuple[Any, ...]:
     """Returns a sort key that puts `clip2` before `clip10`."""
     parts = re.split(r"([0-9]+)", text)
-    return tuple(
-        (0, int(part), "") if part.isdigit() and part.isascii() else (1, 0, part) for part in parts
-    ) + ((2, 0, text),)
+    return tuple((0, int(part), "") if part.isdigit() and part.isascii() else (1, 0, part) for part in parts) + (
+        (2, 0, text),
+    )
 
 
 def folder_split(path: str) -> str | None:
@@ -79,9 +75,7 @@ def draw_split(episode: str, *, val_fraction: float, test_fraction: float, seed:
     return "test" if draw < test_fraction else "val" if draw < test_fraction + val_fraction else "train"
 
 
-def assign_splits(
-    episodes: Iterable[str], *, val_fraction: float, test_fraction: float, seed: int
-) -> dict[str, str]:
+def assign_splits(episodes: Iterable[str], *, val_fraction: float, test_fraction: float, seed: int) -> dict[str, str]:
     """Returns the split of each episode as `draw_split` gives it, so that new files do not move old ones.
 
     Exceptions for small sets: there is at least one episode for training, from two on at least one for
@@ -110,9 +104,7 @@ def check_fractions(val_fraction: float, test_fraction: float) -> None:
     """Raises ConfigError when the two do not leave a share for training."""
     for key, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise ConfigError(
-                f"{value!r} is not a share; expected a number from 0 to 1. Change `source.{key}`."
-            )
+            raise ConfigError(f"{value!r} is not a share; expected a number from 0 to 1. Change `source.{key}`.")
     if val_fraction + test_fraction > 1:
         raise ConfigError(
             f"val_fraction {val_fraction} and test_fraction {test_fraction} add up to more than 1. "

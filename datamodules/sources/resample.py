@@ -21,9 +21,7 @@ from datamodules.sources.frame_stream import TimedFrame
 from longtake.errors import BadSampleError
 
 ACTION_RULES = ("max", "mean", "sum", "last")
-_LONGEST_HOLD = (
-    60  # seconds; a picture that stands longer is a broken time stamp, and would be repeated without end
-)
+_LONGEST_HOLD = 60  # seconds; a picture that stands longer is a broken time stamp, and would be repeated without end
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,7 @@ class Span:
     scene: int = 0
 
 
-def on_clock(
-    frames: Iterator[TimedFrame], *, fps: Fraction, slack: Fraction
-) -> Iterator[tuple[Span, TimedFrame]]:
+def on_clock(frames: Iterator[TimedFrame], *, fps: Fraction, slack: Fraction) -> Iterator[tuple[Span, TimedFrame]]:
     """Yields, for each tick of a clock of `fps`, the frame on screen and its span.
 
     Raises:
@@ -119,9 +115,7 @@ def resample_states(rows: np.ndarray, spans: Sequence[Span], *, fps: Fraction | 
     return rows[[_row_before(span, fps, len(rows)) for span in spans]]
 
 
-def check_rows(
-    what: str, rows: np.ndarray, *, num_frames: int, seconds: Fraction, fps: Fraction | None
-) -> None:
+def check_rows(what: str, rows: np.ndarray, *, num_frames: int, seconds: Fraction, fps: Fraction | None) -> None:
     """Raises BadSampleError when a file of rows does not fit its recording.
 
     Args:
@@ -140,8 +134,7 @@ def check_rows(
     expected = round(seconds * fps)
     if abs(len(rows) - expected) > 1:
         raise BadSampleError(
-            f"{what} has {len(rows)} rows; {float(seconds):.2f} s at {float(fps):g} rows a second make "
-            f"{expected}"
+            f"{what} has {len(rows)} rows; {float(seconds):.2f} s at {float(fps):g} rows a second make {expected}"
         )
 
 

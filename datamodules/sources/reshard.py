@@ -97,8 +97,7 @@ class WebDatasetSource(Source):
         return SourceInfo(
             name=self._name or (known.source.name if known else slug(first.split(".")[0])),
             licence=self._licence or (known.source.licence if known else "unspecified"),
-            origin=self._origin
-            or (known.source.origin if known else f"webdataset tars, the first one {first}"),
+            origin=self._origin or (known.source.origin if known else f"webdataset tars, the first one {first}"),
             video=self._settings.video if fields.views else None,
             view_names=known.source.view_names if known else tuple(fields.views) or ("main",),
             action_names=names["actions"],
@@ -144,9 +143,7 @@ class WebDatasetSource(Source):
                 "(source.copy=true keeps them)"
             )
         if self.info().licence == "unspecified":
-            log.info(
-                "the licence of these clips is recorded as unspecified; state it with `source.licence=...`"
-            )
+            log.info("the licence of these clips is recorded as unspecified; state it with `source.licence=...`")
         return tasks
 
     def samples(self, task: Task) -> Iterator[RawSample | Skipped]:
@@ -163,9 +160,7 @@ class WebDatasetSource(Source):
             if reports:
                 yield Skipped(name, f"the tar cannot be read ({reason_of(error)})")
 
-    def _sample(
-        self, sample: TarSample, tar: str, task: Task, fields: FieldMap
-    ) -> Iterator[RawSample | Skipped]:
+    def _sample(self, sample: TarSample, tar: str, task: Task, fields: FieldMap) -> Iterator[RawSample | Skipped]:
         name = f"{tar}/{printable(sample.key)}"
         try:
             if sample.problem:
@@ -257,22 +252,15 @@ class WebDatasetSource(Source):
     def _episode(self, sample: TarSample, fields: FieldMap, prefix: str) -> str:
         if fields.episode:
             stated = fields.lookup(sample, fields.episode)
-            if (
-                not isinstance(stated, (str, int))
-                or isinstance(stated, bool)
-                or not str(stated).isprintable()
-            ):
+            if not isinstance(stated, (str, int)) or isinstance(stated, bool) or not str(stated).isprintable():
                 raise BadSampleError(
-                    f"its {fields.episode} is {stated!r}; expected the name of its episode "
-                    "(source.fields.episode)"
+                    f"its {fields.episode} is {stated!r}; expected the name of its episode (source.fields.episode)"
                 )
             return str(stated)
         if self._episode_pattern:
             match = self._episode_pattern.match(sample.key)
             if not match:
-                raise BadSampleError(
-                    f"source.episode_pattern {self._episode_pattern.pattern!r} does not match its key"
-                )
+                raise BadSampleError(f"source.episode_pattern {self._episode_pattern.pattern!r} does not match its key")
             return slug(match[1] if match.re.groups else match[0])
         return self._key(sample, prefix)
 
@@ -330,9 +318,7 @@ class WebDatasetSource(Source):
     def _columns(self, what: str) -> list[str]:
         """Returns the column names: of the set, as given, or numbered as in the first sample with some."""
         if self._known is not None:
-            return list(
-                self._given_names[what] or getattr(self._known.source, f"{what.removesuffix('s')}_names")
-            )
+            return list(self._given_names[what] or getattr(self._known.source, f"{what.removesuffix('s')}_names"))
         member = getattr(self._fields, what)
         if self._given_names[what] is not None or not member:
             return self._given_names[what] or []
@@ -342,9 +328,7 @@ class WebDatasetSource(Source):
                 contextlib.suppress(OSError, RuntimeError),
                 open_tar(tar, allow_remote=self._allow_remote) as file,
             ):
-                for item in itertools.islice(
-                    tar_samples(file, tar, lambda name: name == member), _PEEKED_SAMPLES
-                ):
+                for item in itertools.islice(tar_samples(file, tar, lambda name: name == member), _PEEKED_SAMPLES):
                     if isinstance(item, TarSample) and member in item.members:
                         with contextlib.suppress(BadSampleError):
                             width = load_rows(item.members[member], member).shape[1]

@@ -42,9 +42,7 @@ def fit_frame(
         box_width = min(width / scale / float(pixel_aspect), image.width)
         box_height = min(height / scale, image.height)
         left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
-        return np.asarray(
-            image.resize((width, height), resample, (left, top, left + box_width, top + box_height))
-        )
+        return np.asarray(image.resize((width, height), resample, (left, top, left + box_width, top + box_height)))
     scale = min(width / shown_width, height / shown_height)
     inner = (min(width, max(1, round(shown_width * scale))), min(height, max(1, round(shown_height * scale))))
     canvas = Image.new("RGB", (width, height))

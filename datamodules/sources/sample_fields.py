@@ -50,16 +50,13 @@ class FieldMap:
         for name in [*views, *control]:
             if not NAME_PATTERN.fullmatch(name):
                 raise ConfigError(
-                    f"{name!r} cannot be the name of a view; expected letters, digits, _ and -. Change "
-                    "`source.fields`."
+                    f"{name!r} cannot be the name of a view; expected letters, digits, _ and -. Change `source.fields`."
                 )
         first = next(iter(views), "main")
         return cls(
             views={view: _names(names) for view, names in views.items()},
             control={
-                kind: {
-                    v: _names(n) for v, n in (names if isinstance(names, dict) else {first: names}).items()
-                }
+                kind: {v: _names(n) for v, n in (names if isinstance(names, dict) else {first: names}).items()}
                 for kind, names in control.items()
             },
             caption=tuple(_names(config.get("caption"))),
@@ -72,8 +69,7 @@ class FieldMap:
             raise unknown_choice("field", name, FIELDS, key)
         if not (self.views if name == "video" else getattr(self, name)):
             raise ConfigError(
-                f"{name} is required and no member was given for it. Change `source.fields.{name}` or "
-                f"`{key}`."
+                f"{name} is required and no member was given for it. Change `source.fields.{name}` or `{key}`."
             )
 
     def wants(self, member: str) -> bool:
@@ -117,18 +113,12 @@ class FieldMap:
 
     def videos(self, sample: TarSample) -> dict[str, bytes]:
         """Returns the encoded video of each camera that is there."""
-        return {
-            view: sample.members[name]
-            for view, names in self.views.items()
-            if (name := _first(names, sample))
-        }
+        return {view: sample.members[name] for view, names in self.views.items() if (name := _first(names, sample))}
 
     def controls(self, sample: TarSample) -> dict[str, dict[str, bytes]]:
         """Returns the encoded control videos that are there."""
         found = {
-            kind: {
-                view: sample.members[name] for view, names in views.items() if (name := _first(names, sample))
-            }
+            kind: {view: sample.members[name] for view, names in views.items() if (name := _first(names, sample))}
             for kind, views in self.control.items()
         }
         return {kind: views for kind, views in found.items() if views}
@@ -168,8 +158,7 @@ def fields_of_set(source: SourceInfo) -> FieldMap:
     return FieldMap(
         views={view: [video_member(view, source.view_names)] for view in views},
         control={
-            kind: {view: [control_member(kind, view)] for view in source.view_names}
-            for kind in source.control_types
+            kind: {view: [control_member(kind, view)] for view in source.view_names} for kind in source.control_types
         },
         caption=("txt",),
         actions="actions.npy" if source.action_names else None,

@@ -20,9 +20,7 @@ _NEIGHBOURS = 8  # changes on either side to which one is compared
 _THUMBNAIL = (32, 24)
 
 
-def number_scenes(
-    frames: Iterable[TimedFrame], *, min_change: float, min_ratio: float
-) -> Iterator[TimedFrame]:
+def number_scenes(frames: Iterable[TimedFrame], *, min_change: float, min_ratio: float) -> Iterator[TimedFrame]:
     """Yields the frames with their `scene` set; holds back a few at a time.
 
     Args:

@@ -29,11 +29,7 @@ def npy_columns(path: Path) -> int | None:
     try:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape = read(file)[0]
     except (OSError, ValueError, LookupError, TypeError, SyntaxError, tokenize.TokenError, RecursionError):
         return None  # what is wrong with it is said when its recording is read
@@ -55,9 +51,7 @@ def load_rows(source: Path | bytes, what: str) -> np.ndarray:
     except (OSError, MemoryError) as error:
         raise BadSampleError(f"{what} cannot be read ({reason_of(error)})") from error
     if array.ndim not in (1, 2) or not array.size:
-        raise BadSampleError(
-            f"{what} holds {array.dtype} {list(array.shape)}; expected numbers [rows, columns]"
-        )
+        raise BadSampleError(f"{what} holds {array.dtype} {list(array.shape)}; expected numbers [rows, columns]")
     with np.errstate(over="ignore"):
         rows = array.reshape(len(array), -1).astype(np.float32)
     if not np.isfinite(rows).all():
@@ -106,9 +100,7 @@ class CaptionTable:
         for row in _table_rows(path, file_column, caption_column):
             name, caption = row[file_column], row[caption_column]
             if isinstance(name, str) and isinstance(caption, str) and caption.strip():
-                self._captions.setdefault(name.replace("\\", "/").removeprefix("./"), []).extend(
-                    caption_lines(caption)
-                )
+                self._captions.setdefault(name.replace("\\", "/").removeprefix("./"), []).extend(caption_lines(caption))
         self.unused = set(self._captions)
 
     def assign(self, paths: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -118,9 +110,7 @@ class CaptionTable:
             paths: for each recording its file names below the input folder.
         """
         names = {entry for files in paths.values() for path in files for entry in _full_names(path)}
-        bare = Counter(
-            name for files in paths.values() for name in {n for p in files for n in _bare_names(p)} - names
-        )
+        bare = Counter(name for files in paths.values() for name in {n for p in files for n in _bare_names(p)} - names)
         found: dict[str, list[str]] = {}
         for recording, files in paths.items():
             keys = dict.fromkeys([name for path in files for name in _full_names(path)])
@@ -145,9 +135,7 @@ def _table_rows(path: Path, file_column: str, caption_column: str) -> list[dict[
         if path.suffix.lower() == ".jsonl":
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         else:
-            rows = list(
-                csv.DictReader(io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            )
+            rows = list(csv.DictReader(io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
     except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise DataError(
             f"{path} cannot be read as a table of captions ({reason_of(error)}). Change `source.captions`."

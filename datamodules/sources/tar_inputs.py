@@ -28,17 +28,13 @@ def expand_inputs(inputs: str | list[str] | None, *, allow_remote: bool) -> list
         DataError: no tar was found.
     """
     if not inputs:
-        raise ConfigError(
-            "no input was given; expected a folder of tars, a pattern or a list. Change `input`."
-        )
+        raise ConfigError("no input was given; expected a folder of tars, a pattern or a list. Change `input`.")
     found: list[str] = []
     for entry in [inputs] if isinstance(inputs, str) else inputs:
         for path in _braces(str(entry)):
             found += _tars_of(path, allow_remote)
     if not found:
-        raise DataError(
-            f"no tar in {inputs}; expected files ending in {', '.join(TAR_ENDINGS)}. Change `input`."
-        )
+        raise DataError(f"no tar in {inputs}; expected files ending in {', '.join(TAR_ENDINGS)}. Change `input`.")
     return list(dict.fromkeys(found))
 
 
@@ -70,9 +66,7 @@ def _tars_of(entry: str, allow_remote: bool) -> list[str]:
     path = Path(entry).expanduser().absolute()
     if path.is_dir():
         inside = [
-            p
-            for p in path.rglob("*")
-            if p.name.endswith(TAR_ENDINGS) and p.is_file() and not p.name.startswith(".")
+            p for p in path.rglob("*") if p.name.endswith(TAR_ENDINGS) and p.is_file() and not p.name.startswith(".")
         ]
         return sorted((str(p) for p in inside), key=natural_key)
     if path.is_file():
@@ -81,8 +75,7 @@ def _tars_of(entry: str, allow_remote: bool) -> list[str]:
         found = (str(p) for p in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if p.is_file())
         return sorted(found, key=natural_key)
     raise ConfigError(
-        f"input {entry!r} does not exist; expected a folder of tars, a tar, a pattern or a url. Change "
-        "`input`."
+        f"input {entry!r} does not exist; expected a folder of tars, a tar, a pattern or a url. Change `input`."
     )
 
 
@@ -100,9 +93,7 @@ def _braces(pattern: str) -> list[str]:
         parts = match[1].split(",")
     else:
         raise ConfigError(f"{{{match[1]}}} is neither {{first..last}} nor {{a,b}}. Change `input`.")
-    return [
-        whole for part in parts for whole in _braces(pattern[: match.start()] + part + pattern[match.end() :])
-    ]
+    return [whole for part in parts for whole in _braces(pattern[: match.start()] + part + pattern[match.end() :])]
 
 
 def _remote_error(url: str) -> ConfigError:

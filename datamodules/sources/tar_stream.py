@@ -51,9 +51,7 @@ class _End:
     is_clean: bool = False  # between two members
 
 
-def tar_samples(
-    file: BinaryIO, tar_name: str, wanted: Callable[[str], bool]
-) -> Iterator[TarSample | Skipped]:
+def tar_samples(file: BinaryIO, tar_name: str, wanted: Callable[[str], bool]) -> Iterator[TarSample | Skipped]:
     """Yields the samples of a tar in its order, and Skipped for everything in it that is refused or damaged.
 
     Args:
@@ -84,9 +82,7 @@ def tar_samples(
                     if key in seen:
                         sample.problem = "a sample of this name came before; the second one is not used"
                 if member in sample.present:
-                    yield Skipped(
-                        f"{tar_name}/{name}", "a member of this name came before; the second one is not used"
-                    )
+                    yield Skipped(f"{tar_name}/{name}", "a member of this name came before; the second one is not used")
                     continue
                 _take(tar, info, sample, member, wanted)
     except _TAR_ERRORS as error:
@@ -98,9 +94,7 @@ def tar_samples(
         # Its next member may be what was lost, so the sample is not whole.
         yield Skipped(f"{tar_name}/{printable(sample.key)}", "the tar ends or is damaged within this sample")
     if not end.is_marked:
-        yield Skipped(
-            tar_name, f"the tar is cut or damaged ({end.reason or 'no end mark'}); what came before is used"
-        )
+        yield Skipped(tar_name, f"the tar is cut or damaged ({end.reason or 'no end mark'}); what came before is used")
 
 
 def _take(
@@ -110,9 +104,7 @@ def _take(
     if not wanted(member) or sample.problem:
         return
     if info.size > _LARGEST_MEMBER:
-        sample.problem = (
-            f"its member {printable(member)} states {info.size} bytes, more than {_LARGEST_MEMBER}"
-        )
+        sample.problem = f"its member {printable(member)} states {info.size} bytes, more than {_LARGEST_MEMBER}"
         return
     content = tar.extractfile(info)
     assert content is not None, "only regular files get here"

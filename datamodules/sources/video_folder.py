@@ -170,9 +170,7 @@ class VideoFolderSource(Source):
             rows[what] = load_rows(self._path(payload[what]), Path(payload[what]).name)
             expected = len(payload["columns"][what])
             if rows[what].shape[1] != expected:
-                raise BadSampleError(
-                    f"its {what} have {rows[what].shape[1]} columns, those of the set {expected}"
-                )
+                raise BadSampleError(f"its {what} have {rows[what].shape[1]} columns, those of the set {expected}")
         return Recording(
             name=name,
             key=payload["key"],
@@ -203,8 +201,7 @@ class VideoFolderSource(Source):
         path = Path(self._input).expanduser().absolute()
         if not path.exists():
             raise ConfigError(
-                f"input {str(path)!r} does not exist; expected a folder of videos or one video. Change "
-                "`input`."
+                f"input {str(path)!r} does not exist; expected a folder of videos or one video. Change `input`."
             )
         return path if path.is_dir() else path.parent
 
@@ -229,9 +226,7 @@ class VideoFolderSource(Source):
     def _splits(self, media: list[Media]) -> dict[str, str]:
         folders = {item.name: folder_split(next(iter(item.views.values()), item.name)) for item in media}
         named = {split for split in folders.values() if split}
-        if self._split_by == "folder" or (
-            self._split_by == "auto" and None not in folders.values() and len(named) > 1
-        ):
+        if self._split_by == "folder" or (self._split_by == "auto" and None not in folders.values() and len(named) > 1):
             outside = [name for name, split in folders.items() if split is None]
             if outside:
                 raise ConfigError(
@@ -251,8 +246,7 @@ class VideoFolderSource(Source):
             found = [path for path in (root / given, given) if path.is_file()][:1]
             if not found:
                 raise ConfigError(
-                    f"there is no table {self._captions!r}, neither in {root} nor here. Change "
-                    "`source.captions`."
+                    f"there is no table {self._captions!r}, neither in {root} nor here. Change `source.captions`."
                 )
         if not found:
             return {}
@@ -260,9 +254,7 @@ class VideoFolderSource(Source):
         captions = table.assign({item.name: [item.name, *item.views.values()] for item in media})
         if table.unused:
             example = printable(min(table.unused))
-            log.warning(
-                "%s: %d names match no video, for example %r", found[0].name, len(table.unused), example
-            )
+            log.warning("%s: %d names match no video, for example %r", found[0].name, len(table.unused), example)
         return captions
 
     def _bases(self, item: Media) -> list[str]:
@@ -272,9 +264,7 @@ class VideoFolderSource(Source):
 
     def _beside(self, item: Media, tree: FileTree, ending: str) -> str | None:
         names = [f"{base}.{ending}" for base in self._bases(item)]
-        names += [
-            os.path.normpath(f"{base}/{ending}") for base in self._bases(item)
-        ]  # inside a folder of images
+        names += [os.path.normpath(f"{base}/{ending}") for base in self._bases(item)]  # inside a folder of images
         return next((name for name in names if name in tree.sidecars), None)
 
     def _payload(self, item: Media, tree: FileTree, columns: dict[str, list[str]]) -> dict[str, Any]:
@@ -300,8 +290,7 @@ class VideoFolderSource(Source):
             return list(self._names[what])
         counts = Counter(count for path in paths if (count := npy_columns(self._path(path))))
         return [
-            f"{what.removesuffix('s')}_{index}"
-            for index in range(max(counts, key=lambda c: (counts[c], c), default=0))
+            f"{what.removesuffix('s')}_{index}" for index in range(max(counts, key=lambda c: (counts[c], c), default=0))
         ]
 
     def _report(self, tree: FileTree, tasks: list[Task]) -> None:
@@ -332,9 +321,7 @@ class VideoFolderSource(Source):
                 printable(unused[0]),
             )
         if self._licence == "unspecified":
-            log.info(
-                "the licence of these videos is recorded as unspecified; state it with `source.licence=...`"
-            )
+            log.info("the licence of these videos is recorded as unspecified; state it with `source.licence=...`")
 
 
 def _compile_views(pattern: str | None) -> re.Pattern[str] | None:

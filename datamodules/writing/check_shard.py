@@ -296,7 +296,7 @@ class _ShardCheck:
             if source is not None and num_frames is not None and name in ("actions.npy", "states.npy"):
                 what, columns = name.removesuffix(".npy"), source.action_names
                 check_table(what, array, columns if what == "actions" else source.state_names, num_frames)
-            elif source is not None and name == "tokens.npy":
+            elif source is not None and name.startswith("tokens."):
                 check_tokens(array, source)
 
 

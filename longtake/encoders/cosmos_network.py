@@ -86,7 +86,7 @@ class CosmosNetwork(nn.Module):
     def _begin(self) -> None:
         """Sets the weights of a network that is to be trained: maps that keep the variance, and residuals of zero.
 
-        Then the quantiser is given numbers that use its levels, and the first picture is grey.
+        The first picture is grey.
         """
         silent = [self.decoder.conv_out[1]]
         for module in self.modules():
@@ -100,11 +100,32 @@ class CosmosNetwork(nn.Module):
         for module in silent:
             nn.init.zeros_(module.conv3d.weight)  # type: ignore[union-attr, arg-type]
 
+    @torch.no_grad()
+    def begin_codes(self, mean: Tensor, covariance: Tensor) -> None:
+        """Makes the quantiser's input the principal components of the latents, with mean 0 and variance 1.
+
+        So all levels of all channels are in use from the first step on.
+
+        Args:
+            mean: of `latents`, [z].
+            covariance: of them, [z z].
+        """
+        values, vectors = torch.linalg.eigh(covariance.double())
+        num = len(self.quantizer.levels)
+        values, vectors = values[-num:].flip(0), vectors[:, -num:].flip(1)
+        signs = vectors[vectors.abs().argmax(0), torch.arange(num)].sign()  # eigh leaves them open
+        matrix = (vectors * signs / values.clamp(min=1e-12).sqrt()).T
+        self.quant_conv.conv3d.weight.copy_(matrix[:, :, None, None, None])
+        self.quant_conv.conv3d.bias.copy_(-matrix @ mean.double())  # type: ignore[union-attr]
+
+    def latents(self, video: Tensor, past: Past) -> Tensor:
+        """Returns what the encoder makes of clips [n t c h w] in [-1, 1], before `quant_conv`, [n f h w z]."""
+        dtype = self.quant_conv.conv3d.weight.dtype
+        return self.encoder(patch(video, self.haar_levels, is_start=past.is_start).to(dtype), past)
+
     def features(self, video: Tensor, past: Past) -> Tensor:
         """Returns what the quantiser is given, [n f h w c], of clips [n t c h w] in [-1, 1]."""
-        dtype = self.quant_conv.conv3d.weight.dtype
-        x = patch(video, self.haar_levels, is_start=past.is_start).to(dtype)
-        return self.quant_conv(self.encoder(x, past), past)
+        return self.quant_conv(self.latents(video, past), past)
 
     def frames(self, codes: Tensor, past: Past) -> Tensor:
         """Returns clips, float32 [n t c h w], of codes [n f h w c]."""

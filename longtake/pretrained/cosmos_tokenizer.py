@@ -138,12 +138,10 @@ def _unused_samplers(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
 
     Only if the file has all three convolutions at every resolution: else a tensor too many means a wrong setting.
     """
-    found: dict[str, dict[str, set[str]]] = {"encoder.down": {}, "decoder.up": {}}
-    for name in given:
-        if match := _SAMPLER.match(name):
-            found[match[1]].setdefault(match[2], set()).add(match[3])
-    sampled = [convolutions for levels in found.values() for convolutions in levels.values()]
-    if not sampled or any(len(convolutions) < 3 for convolutions in sampled):
+    last = max((int(match[1]) for name in given if (match := re.match(r"decoder\.up\.(\d+)\.", name))), default=0)
+    places = [("encoder.down", level) for level in range(last)] + [("decoder.up", level + 1) for level in range(last)]
+    found = {(match[1], int(match[2]), match[3]) for name in given if (match := _SAMPLER.match(name))}
+    if any((*place, convolution) not in found for place in places for convolution in ("conv1", "conv2", "conv3")):
         return set()
     return {name for name in given if _SAMPLER.match(name) and name not in own}
 

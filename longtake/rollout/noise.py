@@ -85,10 +85,11 @@ def normal(
     return numbers.reshape(len(key), len(draws.chunks), draws.views, draws.frames, *size)
 
 
-def uniform(key: NoiseKey, purpose: str, draws: Draws) -> Tensor:
-    """Returns uniform numbers strictly between 0 and 1, float64 [b s v f] on the CPU, multiples of 2**-33."""
-    numbers = _numbers(key, purpose, draws, 1, "cpu", lambda words: (words.to(torch.float64) + 0.5) / 2**32)
-    return numbers.reshape(len(key), len(draws.chunks), draws.views, draws.frames)
+def uniform(key: NoiseKey, purpose: str, draws: Draws, size: Sequence[int] = ()) -> Tensor:
+    """Returns uniform numbers strictly between 0 and 1, float64 [b s v f *size] on the CPU, multiples of 2**-33."""
+    count = math.prod(size)
+    numbers = _numbers(key, purpose, draws, count, "cpu", lambda words: (words.to(torch.float64) + 0.5) / 2**32)
+    return numbers.reshape(len(key), len(draws.chunks), draws.views, draws.frames, *size)
 
 
 def uniform_of_sample(key: NoiseKey, purpose: str) -> Tensor:

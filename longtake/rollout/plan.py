@@ -18,7 +18,7 @@ from typing import Any, Literal
 from longtake.errors import ConfigError
 from longtake.geometry import covering_latent_frames, latent_frames, pixel_frames, pixel_range
 
-RolloutKind = Literal["memory", "one_shot"]
+RolloutKind = Literal["memory", "one_shot", "tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,9 @@ class TrainedFor:
     """What weights were trained for; a rollout does nothing else with them. It travels with the weights.
 
     Attributes:
-        rollouts: the kinds of rollout ("memory", "one_shot").
-        chunk_lat: latent frames of a chunk (one_shot: of the whole clip).
-        starts_lat: how many latents of the first chunk may be given, 0 = none, 1 = an image.
+        rollouts: the kinds of rollout ("memory", "one_shot", "tokens").
+        chunk_lat: latent frames of a chunk (one_shot: of the whole clip; tokens: 1).
+        starts_lat: how many latents of the first chunk may be given, 0 = none, 1 = an image (tokens: of a window).
         context_sees: whether a context slot sees itself only or earlier slots too.
         commit_role: the role in which clean chunks went into memory ("context"; diffusion forcing: "target").
         ratio: pixel frames a latent frame.
@@ -93,15 +93,18 @@ class RolloutPlan:
     def notices(self) -> list[str]:
         """Returns what the user should know about the frames of this rollout, a sentence each."""
         lines = []
+        size = self.trained.chunk_lat
         if self.skipped_px:
             lines.append(
-                f"the start has {self.start_px + self.skipped_px} frames; the last {self.start_px} are used (whole "
-                f"chunks of {self.trained.chunk_lat} latent frames), the first {self.skipped_px} are left out."
+                f"the start has {self.start_px + self.skipped_px} frames; the last {self.start_px} are used"
+                f"{f' (whole chunks of {size} latent frames)' if size > 1 else ''}, the first {self.skipped_px} are "
+                "left out."
             )
-        made = pixel_frames(self.num_chunks * self.trained.chunk_lat, self.trained.ratio)
+        made = pixel_frames(self.num_chunks * size, self.trained.ratio)
         if made > self.num_frames_px:
             lines.append(
-                f"num_frames={self.num_frames_px} is rounded up to {made}, in whole chunks, and trimmed again."
+                f"num_frames={self.num_frames_px} is rounded up to {made}, in whole "
+                f"{'chunks' if size > 1 else 'latent frames'}, and trimmed again."
             )
         return lines
 
@@ -110,7 +113,7 @@ def plan_rollout(kind: RolloutKind, *, num_frames_px: int, context_px: int, trai
     """Returns the plan of a rollout.
 
     Args:
-        kind: "memory" (chunk by chunk) or "one_shot" (the whole clip as one slot).
+        kind: "memory" (chunk by chunk), "one_shot" (the whole clip as one slot) or "tokens" (latent by latent).
         num_frames_px: pixel frames of the result, those given included.
         context_px: pixel frames that are given: 0, or on the lattice 1 + k * ratio.
         trained: what the weights were trained for.
@@ -125,6 +128,8 @@ def plan_rollout(kind: RolloutKind, *, num_frames_px: int, context_px: int, trai
         raise ConfigError(f"num_context_frames is {context_px}; expected 0 or more. Change `num_context_frames`.")
     given = 0 if context_px == 0 else latent_frames(context_px, trained.ratio, "num_context_frames")
     start_lat = given if given < trained.chunk_lat else given // trained.chunk_lat * trained.chunk_lat
+    if kind == "tokens":
+        start_lat = min(given, max(trained.starts_lat))  # the last latents of a window are predicted
     start_px = pixel_frames(start_lat, trained.ratio)
     _check_start(kind, start_lat, trained)
     if num_frames_px <= start_px:

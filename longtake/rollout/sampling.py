@@ -25,7 +25,8 @@ class Truncated:
     """Distributions after temperature, top-k and top-p.
 
     Attributes:
-        ids: the codes that are left, the likeliest first, int64 [n k]; None: all codes in order, k = vocabulary.
+        ids: the codes that are left, in rising order, int64 [n k]; None: all codes, k = vocabulary. The order is the same
+            either way, so that a uniform number picks the same code however it was found what is left.
         probs: their probabilities, float [n k], of sum 1; 0 for codes that were cut off.
     """
 
@@ -137,7 +138,8 @@ class Sampler:
             ids = i.gather(1, place % p.shape[-1]) + size * j.gather(1, place // p.shape[-1])
             cut = self.nucleus(kept, ids)
             missing = torch.maximum(p[:, -1] * q[:, 0], p[:, 0] * q[:, -1])  # at most this likely
-            border = kept.masked_fill(cut.probs == 0, torch.inf).amin(dim=-1)
+            border = kept[:, : cut.probs.shape[-1]]
+            border = border.gather(-1, (cut.probs > 0).sum(dim=-1, keepdim=True) - 1).squeeze(-1)
             if bool(((kept.sum(dim=-1, dtype=torch.float64) > self.top_p) & (border >= missing)).all()):
                 return cut
         joint = second.log_softmax(dim=-1).unsqueeze(-1) + first.log_softmax(dim=-1).unsqueeze(-2)
@@ -154,11 +156,11 @@ class Sampler:
             probs: probabilities [n k].
             ids: their codes, int64 [n k].
         """
-        if self.top_p == 1:
-            return Truncated(ids, probs)
         before = probs.cumsum(dim=-1, dtype=torch.float64) - probs
-        kept = probs.masked_fill(before > self.top_p, 0.0)
-        return Truncated(ids, kept / kept.sum(dim=-1, keepdim=True))
+        kept = probs.masked_fill(before > self.top_p, 0.0) if self.top_p < 1 else probs
+        width = int((kept > 0).sum(dim=-1).max())
+        ids, order = ids[:, :width].sort(dim=-1)
+        return Truncated(ids, (kept / kept.sum(dim=-1, keepdim=True)).gather(-1, order))
 
 
 def nucleus_of(probs: Tensor, top_p: float) -> Tensor:

@@ -30,7 +30,14 @@ COMMANDS = [
 
 
 # values without a default, which a user of that choice has to give
-MUST_BE_GIVEN = {"wan_vae": "encoder.video.path=somewhere", "umt5": "encoder.text.path=somewhere"}
+MUST_BE_GIVEN = {
+    "wan_vae": "encoder.video.path=somewhere",
+    "cosmos_dv8x8x8": "encoder.video.path=somewhere",
+    "cosmos_dv8x16x16": "encoder.video.path=somewhere",
+    "cosmos_dv4x8x8": "encoder.video.path=somewhere",
+    "cosmos_jit": "encoder.video.path=somewhere",
+    "umt5": "encoder.text.path=somewhere",
+}
 # and choices of another group without which that one makes no sense
 PARTNERS = {"bidirectional": "rollout=one_shot", "one_shot": "objective=bidirectional"}
 

@@ -59,7 +59,7 @@ def test_a_few_steps_lower_the_loss(tmp_path: Path) -> None:
 def test_cached_latents_give_the_loss_of_their_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     module, batch = ready(), clips()
     monkeypatch.setattr(ARDiffusion, "log", lambda *args, **kwargs: None)
-    cached = dataclasses.replace(batch, video=None, latents=module.latents_of(batch))
+    cached = dataclasses.replace(batch, video=None, latents=module.codes_of(batch))
     assert torch.equal(module.training_step(batch, 0), module.training_step(cached, 0))
     assert module.work(batch) == module.work(cached)
     assert module.work(batch).tokens == 3 * 3 * 3 * 2 * 2  # clips x (t0, c0, t1) x latent frames x blocks
@@ -75,7 +75,7 @@ def test_the_loss_does_not_look_at_frames_that_are_not_real(monkeypatch: pytest.
     masked = dataclasses.replace(batch, frame_mask=mask)
     changed = dataclasses.replace(masked, video=batch.video.clone())
     changed.video[:, :, 5:] = 0  # type: ignore[index]
-    inside = ready(objective={"num_chunks": 1})._latent_mask(masked)
+    inside = ready(objective={"num_chunks": 1}).latent_mask(masked, 6)
     assert inside is not None
     assert inside[0, 0].tolist() == [True, True, False, False, False, False]
     assert not torch.equal(module.training_step(masked, 0), module.training_step(batch, 0))
@@ -168,8 +168,18 @@ def test_groups_decay_matrices_only_and_scale_what_is_new() -> None:
             wanted = 10.0 if names[id(parameter)] in new else 1.0
             assert group["initial_lr"] == pytest.approx(1e-2 * wanted), names[id(parameter)]
     assert counted == len(names)
-    assert len(groups) == 4
-    assert len(ready().param_groups()) == 2
+    assert len(groups) == 5
+    assert len(ready().param_groups()) == 3
+
+
+def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else() -> None:
+    module = ready()
+    hidden = [p for group in module.param_groups() if group.get("hidden") for p in group["params"]]
+    assert module.network is not None
+    linears = {n: m for n, m in module.network.named_modules() if isinstance(m, torch.nn.Linear)}
+    wanted = {n: m.weight for n, m in linears.items() if n.startswith("blocks.") and ".mixer." not in n}
+    assert {id(p) for p in hidden} == {id(p) for p in wanted.values()}
+    assert wanted
 
 
 def test_attention_only_trains_nothing_else(tmp_path: Path) -> None:

@@ -1,0 +1,160 @@
+"""Training a video tokenizer: that it learns, what is exported, and that a resumed run goes on alike."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
+
+from callbacks.checkpoint import AtomicCheckpointIO
+from callbacks.ema import EMA
+from callbacks.weights_export import WeightsExport
+from datamodules.video import VideoDataModule
+from datamodules.writing.build import WriterSettings, build_dataset
+from lightning_modules.discrete_tokenizer import DiscreteTokenizer, TokenPerplexity
+from longtake.encoders.cosmos_layers import Past
+from longtake.encoders.cosmos_tokenizer import VideoFSQ
+from longtake.encoders.video_vae import VideoVAE
+from longtake.errors import ConfigError
+from longtake.schedules import warmup_constant
+from longtake.types import Clip
+from tests.first_stage import TOKENS_NODE, NoisyClips, random_blocks, random_tokens_network
+
+VIDEO = {"fps": "35/3", "height": 16, "width": 32, "num_frames": 9}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("clips") / "set"
+    settings = WriterSettings()
+    build_dataset(NoisyClips(num_tasks=6), root, request={}, settings=settings, num_workers=1, progress=False)
+    return root
+
+
+def module(**changes: Any) -> DiscreteTokenizer:
+    settings: dict[str, Any] = {
+        "network": {**TOKENS_NODE, "channels": 16},
+        "video": VIDEO,
+        "seed": 0,
+        "absolute_error": 0.1,
+        "principal_clips": 8,
+        "optimizer": partial(torch.optim.AdamW, lr=2e-3),
+        "scheduler": partial(warmup_constant, warmup_steps=2),
+    }
+    return DiscreteTokenizer(**{**settings, **changes})
+
+
+class Figures(Callback):
+    """Keeps the loss of every step, and the figures of every validation."""
+
+    def __init__(self) -> None:
+        self.train: list[float] = []
+        self.val: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.train.append(float(outputs["loss"]))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.val.append({name: float(value) for name, value in trainer.callback_metrics.items() if "val/" in name})
+
+
+def fit(made: DiscreteTokenizer, root: Path, folder: Path, steps: int, ckpt: Path | None = None) -> Figures:
+    figures = Figures()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        val_check_interval=20,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        callbacks=[EMA(decay=0.9), figures, WeightsExport(str(folder / "weights.safetensors"), dtype="float16")],
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    # eight clips of noise say nothing about others, so it validates on those that it trains on
+    data = VideoDataModule(root=root, num_frames=9, batch_size=4, num_workers=0, splits={"val": "train"})
+    trainer.fit(made, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return figures
+
+
+def test_it_learns_and_its_file_is_the_tokenizer(root: Path, tmp_path: Path) -> None:
+    made = module()
+    figures = fit(made, root, tmp_path, steps=60)
+    assert sum(figures.train[-5:]) < 0.8 * sum(figures.train[:5])
+    first, last = figures.val[0], figures.val[-1]
+    assert last["val/psnr"] > first["val/psnr"] + 0.1
+    assert last["val/loss"] < first["val/loss"]
+    assert 1 < last["val/token_perplexity"] <= 8 * 2 * 2 * 2 * 4  # clips, views, latent frames, rows, columns
+    assert list(tmp_path.glob("samples/step_*/reconstructions.png"))
+    path = str(tmp_path / "weights.safetensors")
+    tokenizer, video = VideoFSQ(path), random_blocks(9, width=32)
+    assert made.ema_network is not None
+    expected = made.ema_network.eval().encode(video[0])[0]
+    assert (tokenizer.encode(video)[0] == expected).float().mean() > 0.9  # weights are rounded to half precision
+    assert not torch.equal(made.network.quant_conv.conv3d.weight, made.ema_network.quant_conv.conv3d.weight)
+    with pytest.raises(ConfigError, match="holds a 'video_tokens'; expected a 'video_encoder'"):
+        VideoVAE(path)
+
+
+def test_a_resumed_run_goes_on_alike(root: Path, tmp_path: Path) -> None:
+    whole = module()
+    expected = fit(whole, root, tmp_path / "whole", steps=6)
+    fit(module(), root, tmp_path / "half", steps=3)
+    rest = module()
+    figures = fit(rest, root, tmp_path / "rest", steps=6, ckpt=tmp_path / "half" / "last.ckpt")
+    assert figures.train == expected.train[3:]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, rest.state_dict()[name]), name
+
+
+def test_the_loss_reaches_every_weight_through_the_quantiser() -> None:
+    made = module()
+    made.configure_model()
+    made.network = random_tokens_network().train()  # at the start residuals are zero, and with them gradients
+    made.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    video = ((random_blocks(9, b=2) + 1) * 127.5).to(torch.uint8)
+    made.training_step(Clip(video=video, key=["a", "b"], position=torch.arange(2)), 0).backward()
+    still = [name for name, p in made.network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert still == []
+
+
+def test_the_quantiser_begins_with_numbers_of_unit_variance(root: Path, tmp_path: Path) -> None:
+    variances = {}
+    for clips in (8, 0):
+        made = module(principal_clips=clips, optimizer=partial(torch.optim.AdamW, lr=0.0))
+        fit(made, root, tmp_path / str(clips), steps=1)
+        network = made.network
+        mean, covariance, _ = made.moments(lambda v, n=network: n.features(v, Past(keeps=False)).flatten(0, 3), 8)
+        variances[clips] = covariance
+    torch.testing.assert_close(variances[8].float(), torch.eye(6), rtol=0, atol=1e-2)
+    assert variances[0].diagonal().min() < 0.5
+
+
+def test_vectors_do_not_decay() -> None:
+    made = module()
+    made.configure_model()
+    groups = made.param_groups()
+    assert {p.ndim > 1: group.get("weight_decay") for group in groups for p in group["params"]} == {
+        True: None,
+        False: 0.0,
+    }
+    assert sum(len(group["params"]) for group in groups) == len(list(made.network.parameters()))
+
+
+def test_perplexity_counts_what_is_used_evenly() -> None:
+    metric = TokenPerplexity(100)
+    metric.update(torch.tensor([[1, 2], [3, 4]]))
+    assert float(metric.compute()) == pytest.approx(4)
+    metric.update(torch.tensor([1] * 96))
+    assert 1 < float(metric.compute()) < 2
