@@ -27,10 +27,16 @@ logger = logging.getLogger("longtake")
 def main(cfg: DictConfig) -> int:
     """Makes every video that the config asks for. Returns 1 if one failed and `keep_going` was set."""
     from launcher.predict_jobs import check_predict, jobs, output_folder, prepared
+    from longtake.generate_tokens import TokenModel
 
     check_predict(cfg)
     model = prepared(cfg)
     folder = output_folder(cfg)
+    if cfg.only_eval and isinstance(model, TokenModel):
+        from launcher.token_figures import score_tokens
+
+        score_tokens(cfg, model, folder)
+        return 0
     reports: list[SampleReport] = []
     failures = 0
     for job in jobs(cfg, model):
@@ -71,7 +77,7 @@ def _make(cfg: DictConfig, model: VideoModel, job: Any, folder: Path, number: in
     fps = Fraction(str(cfg.fps)) if cfg.fps is not None else model.fps
     reports = write_rollout(generation, folders, fps=fps, truth=truth, only_eval=cfg.only_eval)
     for report, place in zip(reports, folders, strict=True):
-        shown = ("psnr_db", "copy_last_psnr_db", "vae_ceiling_psnr_db", "seconds_per_chunk")
+        shown = ("psnr_db", "copy_last_psnr_db", "vae_ceiling_psnr_db", "psnr_to_recoded_db", "seconds_per_chunk")
         figures = {name: value for name, value in report.metrics().items() if name in shown}
         logger.info("%s: %s  %s", place, job.name, "  ".join(f"{name} {value:.2f}" for name, value in figures.items()))
     return reports

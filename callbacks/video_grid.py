@@ -33,6 +33,9 @@ class RollsOut(Protocol):
     video: dict[str, Any]
     ratio: int
 
+    @property
+    def can_show(self) -> bool: ...
+
     def plan(self, num_frames_px: int, context_px: int | None = None) -> RolloutPlan: ...
 
     def rollout_frames(self, batch: Clip, plan: RolloutPlan, seed: int | None = None) -> Iterator[VideoChunk]: ...
@@ -82,6 +85,8 @@ class VideoGrid(Callback):
 
     @torch.no_grad()
     def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not cast(RollsOut, pl_module).can_show:
+            return
         clips = self._clips or self._first_clips(trainer)
         if clips is None:
             return

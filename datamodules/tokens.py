@@ -44,7 +44,7 @@ class TokensDecoder:
     def __call__(self, sample: Sample, window: Window, draws: Draws) -> Fields:
         """Returns tokens int64 [v t h w], actions [t_px a], states, masks, caption and fps."""
         needed = latent_frames(window.num_frames, self.ratio, "data.num_frames")
-        members = _members_by_start(sample)
+        members = members_by_start(sample)
         start = 0
         if len(members) > 1:
             lengths = {first: self._length(sample, first, needed) for first in members}
@@ -80,7 +80,7 @@ class TokensDecoder:
         return tokens
 
 
-def _members_by_start(sample: Sample) -> dict[int, str]:
+def members_by_start(sample: Sample) -> dict[int, str]:
     """Returns the members with tokens, by the pixel frame at which they begin."""
     found = {0: MEMBER}
     for name in sample.members:

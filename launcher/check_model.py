@@ -18,11 +18,14 @@ def diffusion(cfg: DictConfig) -> Iterator[str]:
     if not is_model or not isinstance(cfg.video.num_frames, int):
         return
     from longtake.geometry import pixel_frames
+    from longtake.objectives.slot_objective import SlotObjective
     from longtake.rollout.plan import plan_rollout
 
     def check() -> None:
         node = _plain(cfg.module)
         objective, rollout, solver = (_built(node[name]) for name in ("objective", "rollout", "solver"))
+        if not isinstance(objective, SlotObjective) or rollout.kind == "tokens":
+            raise ConfigError(_mixed(objective, rollout, "ar_diffusion"))
         trained = objective.trained_for(num_frames_px=cfg.video.num_frames, ratio=_RATIO_TIME)
         solver.begin(rollout.num_steps)
         context = node.get("num_context_frames")
@@ -31,6 +34,45 @@ def diffusion(cfg: DictConfig) -> Iterator[str]:
         plan_rollout(rollout.kind, num_frames_px=context + 1, context_px=context, trained=trained)
 
     yield from _complaint(check)
+
+
+def tokens(cfg: DictConfig) -> Iterator[str]:
+    """Clips must be longer than what is given, and the rollout one of tokens."""
+    is_model = all(key in cfg.module for key in ("objective", "rollout")) and "solver" not in cfg.module
+    if not is_model or not isinstance(cfg.video.num_frames, int):
+        return
+    from longtake.geometry import latent_frames
+    from longtake.objectives.next_token import NextToken
+
+    def check() -> None:
+        node = _plain(cfg.module)
+        objective, rollout = (_built(node[name]) for name in ("objective", "rollout"))
+        if not isinstance(objective, NextToken) or rollout.kind != "tokens":
+            raise ConfigError(_mixed(objective, rollout, "ar_tokens"))
+        network, ratio = node["network"], node["ratio_time"]
+        if "grid_lat" not in network:
+            raise ConfigError(
+                f"network is a {str(network.get('_target_')).rpartition('.')[2]}; module=ar_tokens trains a token "
+                "network, for example token_small. Change `network`."
+            )
+        num_lat = latent_frames(cfg.video.num_frames, ratio, "video.num_frames")
+        if network["grid_lat"][0] != num_lat:
+            raise ConfigError(
+                f"network.grid_lat is {list(network['grid_lat'])}; clips of {cfg.video.num_frames} frames have "
+                f"{num_lat} latent frames. Change `network.grid_lat` or `video.num_frames`."
+            )
+        objective.check_start(bool(network.get("bov", False)))
+
+    yield from _complaint(check)
+
+
+def _mixed(objective: object, rollout: object, module: str) -> str:
+    kinds = f"objective is {type(objective).__name__} and rollout is {type(rollout).__name__}"
+    wanted = "next_token and tokens" if module == "ar_tokens" else "teacher_forcing and memory"
+    return (
+        f"{kinds}, which module={module} cannot train; expected for example {wanted}. Change `objective`, `rollout` or "
+        "`module`, or begin with an experiment (experiment=ar_tokens, experiment=ar_chunk3f)."
+    )
 
 
 def average(cfg: DictConfig) -> Iterator[str]:
@@ -72,7 +114,7 @@ def unused_parameters(cfg: DictConfig) -> Iterator[str]:
         )
 
 
-MODEL_RULES = [diffusion, average, curriculum, unused_parameters]
+MODEL_RULES = [diffusion, tokens, average, curriculum, unused_parameters]
 
 
 def _complaint(check: Callable[[], None]) -> Iterator[str]:

@@ -7,7 +7,6 @@ import platform
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from launcher.recorded import Job, recorded_jobs
 from longtake.errors import ConfigError
 from longtake.generate import VideoModel
 from longtake.loading import find_weights, load
@@ -23,27 +23,6 @@ from longtake.pretrained.weights_file import build
 from longtake.provenance import commit
 
 _MAX_PROMPTS_BYTES = 1 << 24
-
-
-@dataclass(frozen=True)
-class Job:
-    """One start, from which `num_samples` videos are made.
-
-    Attributes:
-        name: what it is called; it also names the noise.
-        start: frames [v t h w c], the path of a file, or None for nothing.
-        num_context_frames: how many frames of the start are given; None: all that can be used.
-        prompt: a text, or None.
-        actions: a mode, a file or an array [t a], or None.
-        truth: true frames [v t h w c], or None.
-    """
-
-    name: str
-    start: np.ndarray | str | None = None
-    num_context_frames: int | None = None
-    prompt: str | None = None
-    actions: np.ndarray | str | None = None
-    truth: np.ndarray | None = None
 
 
 def check_predict(cfg: DictConfig) -> None:
@@ -58,12 +37,14 @@ def check_predict(cfg: DictConfig) -> None:
 
 
 def _problems(cfg: DictConfig) -> Iterator[str]:
-    for key, least in (("num_frames", 1), ("num_context_frames", 0), ("num_clips", 1), ("num_samples", 1), ("seed", 0)):
+    least = {"num_frames": 1, "num_context_frames": 0, "num_clips": 1, "num_samples": 1, "seed": 0}
+    least |= {"eval_clips": 1, "baseline_clips": 1, "eval_batch_size": 1}
+    for key, minimum in least.items():
         value = cfg[key]
-        if value is None and key in ("num_frames", "num_context_frames"):
+        if value is None and key in ("num_frames", "num_context_frames", "eval_clips", "baseline_clips"):
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            yield f"{key} is {value!r}; expected a whole number of {least} or more. Change `{key}`."
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            yield f"{key} is {value!r}; expected a whole number of {minimum} or more. Change `{key}`."
     for key in ("only_eval", "keep_going"):
         if not isinstance(cfg[key], bool):
             yield f"{key} is {cfg[key]!r}; expected true or false. Change `{key}`."
@@ -71,6 +52,7 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         yield "prompt and prompts_file are both given; expected one of them. Leave one out."
     if cfg.input is not None and not isinstance(cfg.input, str):
         yield f"input is {cfg.input!r}; expected a path, held_out or nothing. Change `input`."
+    yield from _input_problems(cfg)
     if cfg.precision not in (None, "float32", "bfloat16"):
         yield f"precision is {cfg.precision!r}; expected float32, bfloat16 or null. Change `precision`."
     if cfg.device not in ("auto", "cpu", "cuda"):
@@ -84,22 +66,31 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         yield f"fps is {cfg.fps!r}; expected a number above 0 or a fraction such as 35/3. Change `fps`."
 
 
+def _input_problems(cfg: DictConfig) -> Iterator[str]:
+    if cfg.input_type not in (None, "tokens", "video", "image"):
+        yield f"input_type is {cfg.input_type!r}; expected tokens, video, image or null. Change `input_type`."
+    elif cfg.input_type == "tokens" and cfg.input_tokens_dir is None:
+        yield "input_type is tokens, and there is no folder of them. Give `input_tokens_dir`."
+    elif cfg.input_type in ("video", "image") and cfg.input in (None, "held_out", "nothing"):
+        yield f"input_type is {cfg.input_type}, and input is {cfg.input!r}; expected a path. Give `input`."
+    if cfg.input_type != "tokens" and cfg.input_tokens_dir is not None:
+        yield "input_tokens_dir is given, but input_type is not tokens. Set input_type=tokens."
+    if cfg.submission is not None and not cfg.only_eval:
+        yield "submission is given without only_eval; a submission holds figures, not videos. Set only_eval=true."
+
+
 def prepared(cfg: DictConfig) -> VideoModel:
     """Returns the model with the rollout that was chosen.
 
     Raises:
         ConfigError: it cannot be loaded, or its weights were not trained for that rollout.
     """
-    from longtake.rollout.plan import check_rollout
-
     trust = list(cfg.trust)
     device = "cuda" if cfg.device == "auto" and torch.cuda.is_available() else cfg.device
-    encoder: Any = OmegaConf.to_container(cfg.encoder, resolve=True)
+    encoder: Any = OmegaConf.to_container(cfg.encoder, resolve=True) if "encoder" in cfg else {}
     model = load(cfg.ckpt, trust, "cpu" if device == "auto" else device, encoder=encoder)
-    model.rollout = build(OmegaConf.to_container(cfg.rollout, resolve=True), trust)
-    model.solver = build(OmegaConf.to_container(cfg.solver, resolve=True), trust)
-    check_rollout(model.rollout.kind, model.spec.trained_for)
-    model.solver.begin(model.rollout.num_steps)
+    nodes = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("rollout", "solver") if name in cfg}
+    model.use(**{name: build(node, trust) for name, node in nodes.items()})
     if cfg.precision is not None:
         model.precision = cfg.precision
     return model
@@ -111,6 +102,9 @@ def jobs(cfg: DictConfig, model: VideoModel) -> Iterator[Job]:
     Raises:
         ConfigError: prompts cannot be read, or there is nothing to start from.
     """
+    if cfg.input_type in ("tokens", "video"):
+        yield from recorded_jobs(cfg, model)
+        return
     prompts = _prompts(cfg)
     kind = cfg.input or ("held_out" if not prompts else "nothing")
     if kind == "held_out":

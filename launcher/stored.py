@@ -40,7 +40,8 @@ def use_stored(overrides: Sequence[str]) -> None:
     spec = load_spec(path, [str(name) for name in trust] if isinstance(trust, list) else [])
     store = ConfigStore.instance()
     _forget(store)
-    for group, node in (("video", spec.video), ("rollout", spec.rollout), ("solver", spec.solver)):
+    groups = {"video": spec.video, **{name: node for name, node in spec.nodes.items() if name in ("rollout", "solver")}}
+    for group, node in groups.items():
         _check_plain(node, path)
         store.store(group=group, name=_NAME, node=dict(node))
     for name, node in _encoders(path, spec).items():
@@ -90,7 +91,7 @@ def _latents_settings(node: dict[str, Any]) -> dict[str, Any]:
 
 def _encoders(path: Path, spec: Any) -> dict[str, dict[str, Any]]:
     """Returns the nodes of the encoders. In a run folder paths of the machine are known; elsewhere they are not."""
-    found = {name: dict(node) for name, node in spec.encoder.items() if node}
+    found = {name: dict(node) for name, node in spec.encoder.items() if node and name in ("video", "text")}
     config = path / "config.yaml"
     if config.is_file():
         stored = OmegaConf.to_container(OmegaConf.load(config), resolve=True)

@@ -77,12 +77,14 @@ class ARTokens(GenerativeModule):
 
     def _checked_grid(self) -> tuple[int, int, int]:
         """Returns latent frames, rows and columns of a clip; network, tokenizer and video must agree on them."""
-        grid = tuple(int(size) for size in self.network_node["grid_lat"])
+        frames, rows, columns = (int(size) for size in self.network_node["grid_lat"])
+        grid = (frames, rows, columns)
         num_lat = latent_frames(self.video["num_frames"], self.ratio, "video.num_frames")
-        wanted = (num_lat, *grid[1:])
+        wanted = (num_lat, rows, columns)
         if self.video_encoder is not None:
             geometry = self.video_encoder.geometry
-            wanted = (num_lat, *geometry.grid(self.video["height"], self.video["width"]))
+            rows, columns = geometry.grid(self.video["height"], self.video["width"])
+            wanted = (num_lat, rows, columns)
             if geometry.vocab_size != self.network_node["vocab_size"]:
                 raise ConfigError(
                     f"the video tokenizer has {geometry.vocab_size} tokens, the network is built for "
@@ -121,10 +123,10 @@ class ARTokens(GenerativeModule):
         return self._ratio_time if self.video_encoder is None else super().ratio
 
     @property
-    def encoder_fingerprint(self) -> str:
+    def encoder_fingerprint(self) -> str | None:
         if self.video_encoder is not None:
             return super().encoder_fingerprint
-        return str((self._data.get("tokens") or {}).get("tokenizer", "unknown"))
+        return (self._data.get("tokens") or {}).get("encoder_fingerprint")
 
     # Steps
 
@@ -211,11 +213,6 @@ class ARTokens(GenerativeModule):
         if self.num_context_frames is not None:
             return self.num_context_frames
         return pixel_frames(self.objective.context_lat, self.ratio)
-
-    @property
-    def can_show(self) -> bool:
-        """Whether tokens can be decoded to frames."""
-        return self.video_encoder is not None
 
     @torch.no_grad()
     def rollout_frames(self, batch: Clip, plan: RolloutPlan, seed: int | None = None) -> Iterator[VideoChunk]:

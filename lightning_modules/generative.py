@@ -185,6 +185,11 @@ class GenerativeModule(AveragedModule):
 
     # Rollouts
 
+    @property
+    def can_show(self) -> bool:
+        """Whether codes can be decoded to frames."""
+        return self.video_encoder is not None
+
     def plan(self, num_frames_px: int, context_px: int | None = None) -> RolloutPlan:
         """Returns the plan of a rollout; without `context_px` of one that starts as rollouts do by default."""
         given = self.default_context_px if context_px is None else context_px
@@ -223,8 +228,8 @@ class GenerativeModule(AveragedModule):
         }
 
     @property
-    def encoder_fingerprint(self) -> str:
-        """Names what made the codes."""
+    def encoder_fingerprint(self) -> str | None:
+        """Names what made the codes, where it is known."""
         return self.video_encoder.fingerprint
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

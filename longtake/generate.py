@@ -6,10 +6,10 @@ of this package only, plus those of packages that the caller trusts.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,14 @@ from longtake.media.grid import resize
 from longtake.media.images import IMAGE_SUFFIXES, read_image
 from longtake.media.read import read_video
 from longtake.model_spec import ModelSpec
-from longtake.rollout.conditions import clip_conditions
-from longtake.rollout.noise import NoiseKey
-from longtake.rollout.plan import RolloutPlan, plan_rollout
-from longtake.streaming import VideoChunk, decoded, to_unit_range
-from longtake.types import Clip, Conditions
+from longtake.rollout.plan import RolloutPlan, TrainedFor, check_rollout, plan_rollout
+from longtake.streaming import VideoChunk
 
 logger = logging.getLogger("longtake")
 
 Frames = np.ndarray
-"""Frames of one start, uint8 [t h w c] for one view or [v t h w c]."""
+"""Frames of one start, uint8 [t h w c] for one view or [v t h w c]; for token models also their tokens, of another
+integer type, [t h w] or [v t h w]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +42,7 @@ class Request:
     Attributes:
         plan: what is given and what is predicted.
         start: the given frames, uint8 [v t h w c]; t may be 0.
+        tokens: the given frames as tokens, int64 [v t h w], where they were given as such; else None.
         actions: of every frame, float32 [t a], or None.
         prompt: the text, or None.
         negative_prompt: the text of the branch that guidance leads away from; None: no text.
@@ -60,6 +59,7 @@ class Request:
     names: tuple[str, ...]
     seed: int
     notices: tuple[str, ...]
+    tokens: np.ndarray | None = None
 
 
 class Generation(Iterator[VideoChunk]):
@@ -86,25 +86,22 @@ class Generation(Iterator[VideoChunk]):
         return np.concatenate([chunk.frames for chunk in self], axis=2)
 
 
-class VideoModel:
+class VideoModel(ABC):
     """A network with all that a rollout needs. Made by `longtake.load`.
 
     Args:
         spec: what the weights say of themselves.
-        network: predicts velocities.
-        video_encoder: pixels <-> latents.
-        text_encoder: captions -> text fields of `Clip`; None where the network takes no text.
-        rollout: how chunks follow each other.
-        solver: denoises a chunk.
+        network: predicts what comes next.
+        encoders: the frozen encoders by name: "video" (pixels <-> codes), "text" (captions -> fields of `Clip`),
+            "actions"; absent: none.
+        rollout: how what comes next follows what was there.
     """
 
-    def __init__(
-        self, spec: ModelSpec, network: nn.Module, video_encoder: Any, text_encoder: Any, rollout: Any, solver: Any
-    ) -> None:
+    def __init__(self, spec: ModelSpec, network: nn.Module, encoders: Mapping[str, Any], rollout: Any) -> None:
         self.spec = spec
-        self.network = network.eval().requires_grad_(False)
-        self.video_encoder, self.text_encoder = video_encoder, text_encoder
-        self.rollout, self.solver = rollout, solver
+        self.network: Any = network.eval().requires_grad_(False)
+        self.encoders = dict(encoders)
+        self.rollout = rollout
         self.precision = spec.precision
         self.device = torch.device("cpu")
 
@@ -112,10 +109,32 @@ class VideoModel:
         """Moves the model to a device and returns it."""
         self.device = torch.device(device)
         self.network.to(self.device)
-        for encoder in (self.video_encoder, self.text_encoder):
+        for encoder in self.encoders.values():
             if hasattr(encoder, "to"):
                 encoder.to(self.device)
         return self
+
+    def use(self, *, rollout: Any = None, solver: Any = None) -> None:
+        """Takes another rollout, and another solver where the rollout has one.
+
+        Raises:
+            ConfigError: the weights were not trained for it.
+        """
+        if solver is not None:
+            raise ConfigError(f"a model of kind {self.spec.kind} has no solver. Leave out `solver`.")
+        if rollout is not None:
+            check_rollout(rollout.kind, self.spec.trained_for)
+            self.rollout = rollout
+
+    @property
+    def video_encoder(self) -> Any:
+        """Pixels <-> codes."""
+        return self.encoders.get("video")
+
+    @property
+    def text_encoder(self) -> Any:
+        """Captions -> text fields of `Clip`; None where the network takes no text."""
+        return self.encoders.get("text")
 
     @property
     def fps(self) -> Fraction:
@@ -146,7 +165,8 @@ class VideoModel:
             num_frames: length of the video, the given frames included; None: as in training. Any length: it is rounded
                 up to whole chunks and trimmed again.
             start: what the video begins with: frames uint8 [t h w c] (or [v t h w c]), the path of an image or of a
-                video, or None for nothing. Of a video the last frames are taken, as many as make whole chunks.
+                video, or None for nothing. Of a video the last frames are taken, as many as make whole chunks. For
+                token models also tokens, int [t h w] (or [v t h w]) from a causal start on, of which the first count.
             num_context_frames: how many frames of `start` are given; None: all that can be used.
             prompt: a text.
             negative_prompt: a text to lead away from (with guidance); None: no text.
@@ -187,8 +207,7 @@ class VideoModel:
         """Returns what `generate` will do with these arguments. Raises ConfigError as it does."""
         if num_samples < 1:
             raise ConfigError(f"num_samples is {num_samples}; expected 1 or more. Change `num_samples`.")
-        frames, notices = self._start(start)
-        frames, more = _used(frames, num_context_frames, self._trained.ratio)
+        frames, tokens, notices = self._given(start, num_context_frames)
         plan = plan_rollout(
             self.rollout.kind,
             num_frames_px=int(self.spec.video["num_frames"]) if num_frames is None else num_frames,
@@ -206,12 +225,21 @@ class VideoModel:
             negative_prompt=negative_prompt,
             names=tuple(f"{name}#{sample}" for sample in range(num_samples)),
             seed=seed,
-            notices=(*notices, *more, *plan.notices()),
+            notices=(*notices, *plan.notices()),
+            tokens=tokens,
         )
 
     @property
-    def _trained(self) -> Any:
+    def _trained(self) -> TrainedFor:
         return self.spec.trained_for
+
+    def _given(
+        self, start: Frames | str | Path | None, num_context_frames: int | None
+    ) -> tuple[Frames, np.ndarray | None, list[str]]:
+        """Returns the frames of a start that can be used, their tokens if these were given, and what was done."""
+        frames, notices = self._start(start)
+        frames, more = _used(frames, num_context_frames, self._trained.ratio)
+        return frames, None, [*notices, *more]
 
     def _actions(self, given: str | np.ndarray | None, num_frames: int, seed: str) -> np.ndarray | None:
         if given is None:
@@ -232,62 +260,11 @@ class VideoModel:
         if found == (height, width):
             return frames, []
         notice = f"the start has {found[1]}x{found[0]} pixels; it is resized to {width}x{height}, as in training."
-        return np.stack([_fitted(view, height, width) for view in frames]), [notice]
+        return np.stack([fitted(view, height, width) for view in frames]), [notice]
 
-    def roll_out(
-        self, clip: Clip, plan: RolloutPlan, key: NoiseKey, *, negative: Conditions | None = None
-    ) -> Iterator[VideoChunk]:
-        """Yields the frames of rollouts for a batch of clips, chunk by chunk; the lower level of `generate`.
-
-        Args:
-            clip: what is given and told: `latents` of the start [b v t c h w] (t = plan.start_lat), actions of every
-                frame, texts encoded, fps, view_ids.
-            plan: from `plan_rollout`.
-            key: names the noise, one sample an entry of the batch.
-            negative: text of the unconditional branch; None: no text.
-        """
-        assert clip.latents is not None, "a rollout starts from latents; t = 0 starts from nothing"
-        conditions = clip_conditions(
-            clip,
-            chunk_lat=plan.trained.chunk_lat,
-            num_chunks=plan.num_chunks,
-            ratio=plan.trained.ratio,
-            num_frames_px=plan.num_frames_px,
-        )
-        more = {} if negative is None else {"negative": negative}
-        chunks = self.rollout(self.network, clip.latents, conditions, plan, self.solver, key, **more)
-        yield from self._in_precision(decoded(chunks, self.video_encoder, plan))
-
-    def encode(self, frames: np.ndarray) -> Tensor:
-        """Returns the latents [b v t c h w] of frames, uint8 [b v t h w c]; t = 0 for none."""
-        video = to_unit_range(frames, self.device)
-        if video.shape[2]:
-            return self.video_encoder.encode(video)
-        geometry = self.video_encoder.geometry
-        return video.new_zeros(*video.shape[:2], 0, geometry.channels, *geometry.grid(*self.size))
-
+    @abstractmethod
     def _stream(self, request: Request) -> Iterator[VideoChunk]:
-        count = len(request.names)
-        for notice in request.notices:
-            logger.info(notice)
-        actions = None
-        if request.actions is not None:
-            actions = torch.from_numpy(request.actions)[None].expand(count, -1, -1).to(self.device)
-        clip = Clip(
-            latents=self.encode(request.start[None]).expand(count, -1, -1, -1, -1, -1),
-            actions=actions,
-            fps=torch.full((count,), float(self.fps), device=self.device),
-            view_ids=torch.arange(request.start.shape[0], device=self.device).expand(count, -1),
-        )
-        clip = dataclasses.replace(clip, **self.text_fields([request.prompt or ""] * count))
-        negative = None
-        if request.negative_prompt is not None:
-            negative = Conditions(**self.text_fields([request.negative_prompt] * count))
-        for chunk in self.roll_out(clip, request.plan, NoiseKey(request.seed, request.names), negative=negative):
-            if chunk.num_given:  # given frames are shown as they were given
-                given = request.start[:, chunk.start : chunk.start + chunk.num_given]
-                chunk.frames[:, :, : chunk.num_given] = given[None]
-            yield chunk
+        """Yields the videos of a request."""
 
     def text_fields(self, captions: list[str]) -> dict[str, Tensor]:
         """Returns the text fields of `Clip` for captions; none where the network takes no text."""
@@ -295,18 +272,13 @@ class VideoModel:
             return {}
         return {name: value.to(self.device) for name, value in self.text_encoder(captions).items()}
 
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        dtype = getattr(torch, self.precision)
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
-    def _in_precision(self, chunks: Iterator[VideoChunk]) -> Iterator[VideoChunk]:
-        """Computes each chunk in the model's precision, and leaves that of the caller alone between chunks."""
-        while True:
-            with self._precision():
-                chunk = next(chunks, None)
-            if chunk is None:
-                return
-            yield chunk
+def with_given(chunk: VideoChunk, start: Frames) -> VideoChunk:
+    """Returns a chunk in which given frames are shown as they were given."""
+    if chunk.num_given:
+        given = start[:, chunk.start : chunk.start + chunk.num_given]
+        chunk.frames[:, :, : chunk.num_given] = given[None]
+    return chunk
 
 
 def read_start(path: Path) -> Frames:
@@ -341,7 +313,7 @@ def _used(frames: Frames, num_context_frames: int | None, ratio: int) -> tuple[F
     return frames[:, there - usable :], [f"the start has {there} frames; the last {usable} are used (1 + k*{ratio})."]
 
 
-def _fitted(frames: Frames, height: int, width: int) -> Frames:
+def fitted(frames: Frames, height: int, width: int) -> Frames:
     """Returns frames [t h w c] cut to the wanted aspect ratio around the middle and resized."""
     rows, columns = frames.shape[1:3]
     scale = min(rows / height, columns / width)

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from longtake.errors import ConfigError
 from longtake.generate import VideoModel
-from longtake.model_spec import ModelSpec, read_spec
+from longtake.generate_diffusion import DiffusionModel
+from longtake.generate_tokens import TokenModel
+from longtake.model_spec import DiffusionSpec, ModelSpec, TokenSpec, read_spec
 from longtake.pretrained.weights_file import build, check_targets, read_header, read_tensors
 
 WEIGHTS = "weights.safetensors"
@@ -39,26 +41,39 @@ def load(
     """
     file = find_weights(path)
     spec, tensors = _read(file)
-    spec = spec if encoder is None else dataclasses.replace(spec, encoder=dict(encoder))
+    if encoder is not None:
+        given = {name: node for name, node in encoder.items() if node}
+        spec = dataclasses.replace(spec, encoder={**spec.encoder, **given})
     _check(spec, trust)
     network = build(spec.network, trust)
     _fill(network, tensors, file)
-    text = spec.encoder.get("text")
-    model = VideoModel(
-        spec,
-        network,
-        build(spec.encoder["video"], trust),
-        build(text, trust) if text else None,
-        build(spec.rollout, trust),
-        build(spec.solver, trust),
-    )
-    found = model.video_encoder.fingerprint
-    if found != spec.encoder_fingerprint:
+    encoders = {name: build(node, trust) for name, node in spec.encoder.items() if node}
+    model = _model(spec, network, encoders, trust)
+    found = None if model.video_encoder is None else model.video_encoder.fingerprint
+    if None not in (found, spec.encoder_fingerprint) and found != spec.encoder_fingerprint:
         raise ConfigError(
-            f"{file} was trained on latents of encoder {spec.encoder_fingerprint}, here is encoder {found}; expected "
+            f"{file} was trained on the codes of encoder {spec.encoder_fingerprint}, here is encoder {found}; expected "
             "the same weights of the first stage. Take the ones of that training, or other weights (`ckpt`)."
         )
     return model.to(device)
+
+
+def _model(spec: ModelSpec, network: Any, encoders: dict[str, Any], trust: Sequence[str]) -> VideoModel:
+    rollout = build(spec.rollout, trust)
+    if isinstance(spec, DiffusionSpec):
+        return DiffusionModel(spec, network, encoders, rollout, build(spec.solver, trust))
+    assert isinstance(spec, TokenSpec), f"{type(spec)} is no known kind of model"
+    _check_vocabulary(spec, encoders)
+    return TokenModel(spec, network, encoders, rollout)
+
+
+def _check_vocabulary(spec: TokenSpec, encoders: dict[str, Any]) -> None:
+    geometry = encoders["video"].geometry if "video" in encoders else None
+    if geometry is not None and geometry.vocab_size != spec.vocab_size:
+        raise ConfigError(
+            f"the video tokenizer has {geometry.vocab_size} tokens, the weights were trained on {spec.vocab_size}; "
+            "expected the same number. Change `encoder/video` or `ckpt`."
+        )
 
 
 def load_spec(path: str | Path, trust: Sequence[str] = ()) -> ModelSpec:

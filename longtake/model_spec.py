@@ -23,7 +23,7 @@ class ModelSpec:
         encoder: config nodes of the frozen encoders, {"video": ..., "text": ..., "actions": ...}; None or absent: none.
         rollout: config node of the default rollout.
         trained_for: what rollouts the weights are for.
-        encoder_fingerprint: of the video encoder that made the latents or tokens (its name, where it is not there).
+        encoder_fingerprint: of the video encoder that made the latents or tokens; None: it is not known.
         num_context_frames: pixel frames that rollouts are given by default.
         data: what the training data was like: "name" (of the yaml in conf/data that has its pixels, or None),
             "action_names", "action_typical" (usual size of each column where it is not zero), "view_names".
@@ -42,7 +42,7 @@ class ModelSpec:
     encoder: dict[str, Any]
     rollout: dict[str, Any]
     trained_for: TrainedFor
-    encoder_fingerprint: str
+    encoder_fingerprint: str | None
     num_context_frames: int
     data: dict[str, Any] = field(default_factory=dict)
     precision: str = "float32"

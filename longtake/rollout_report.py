@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from longtake.generate import Generation
+from longtake.media.gif import comparison, save_gif
 from longtake.media.grid import contact_sheet, evenly, hstack
 from longtake.media.write import VideoWriter, save_image, write_bytes
 from longtake.metrics.baselines import copy_last
@@ -24,6 +25,7 @@ from longtake.rollout.plan import RolloutPlan
 from longtake.streaming import StreamDecoder, VideoChunk, to_uint8, to_unit_range
 
 _SHEET_FRAMES = 16
+_GIF_FRAMES = 240  # a GIF is held in memory, and players read all of it
 _LATE_FRAMES = 81  # at the end of a long rollout, where a collapse would show
 
 
@@ -132,8 +134,8 @@ def write_rollout(
 ) -> list[SampleReport]:
     """Makes the videos of a generation and returns their figures.
 
-    Writes to each folder output.mp4 (several views side by side), output.png and metrics.json. A file appears under its
-    name when it is whole.
+    Writes to each folder output.mp4 (several views side by side), output.png and metrics.json; with a truth also
+    comparison.mp4 and comparison.gif, generated | truth | difference. A file appears under its name when it is whole.
 
     Args:
         generation: one or more samples.
@@ -150,17 +152,21 @@ def write_rollout(
     sheets: list[list[np.ndarray]] = [[] for _ in folders]
     last_given: Tensor | None = None
     before: VideoChunk | None = None
+    compared = [_Comparison(folder, fps) for folder in folders] if truth is not None and not only_eval else []
     with contextlib.ExitStack() as stack:
         writers: list[VideoWriter] = []
         for chunk, seconds in _timed(generation):
-            wide = [hstack(list(views)) if len(views) > 1 else views[0] for views in chunk.frames]
+            wide = [_wide(views) for views in chunk.frames]
             if not writers and not only_eval:
-                writers = [_writer(stack, folder, fps, wide[0]) for folder in folders]
+                writers = [_writer(stack, folder / "output.mp4", fps, wide[0]) for folder in folders]
             for writer, frames in zip(writers, wide, strict=False):
                 writer.write(frames)
             for sheet, frames in zip(sheets, wide, strict=True):
                 sheet += [frames[n - chunk.start].copy() for n in range(chunk.start, chunk.stop) if n in shown]
             true = truth.of(chunk) if truth is not None else None
+            for pair, frames in zip(compared, wide, strict=False):
+                assert true is not None
+                pair.add(stack, frames, _wide(true[0]))
             if chunk.num_given:
                 last_given = unit_frames(chunk.frames[0][:, chunk.num_given - 1 : chunk.num_given])
             for sample, report in enumerate(reports):
@@ -169,6 +175,8 @@ def write_rollout(
                     figures = _figures(chunk, before, sample, true, truth, last_given)
                     report.add(chunk.index, chunk.frames.shape[2] - chunk.num_given, figures)
             before = chunk
+    for pair in compared:
+        pair.finish()
     for folder, report, sheet in zip(folders, reports, sheets, strict=True):
         if not only_eval:
             rows = [(f"{report.name}  {generation.num_frames} frames", np.stack(sheet))]
@@ -214,9 +222,42 @@ def _timed(generation: Generation) -> Iterator[tuple[VideoChunk, float]]:
         yield chunk, time.perf_counter() - begin
 
 
-def _writer(stack: contextlib.ExitStack, folder: Path, fps: Fraction, frames: np.ndarray) -> VideoWriter:
+def _writer(stack: contextlib.ExitStack, path: Path, fps: Fraction, frames: np.ndarray) -> VideoWriter:
     height, width = frames.shape[1:3]
-    return stack.enter_context(VideoWriter(folder / "output.mp4", fps=fps, height=height, width=width))
+    return stack.enter_context(VideoWriter(path, fps=fps, height=height, width=width))
+
+
+def _wide(views: np.ndarray) -> np.ndarray:
+    """Returns views [v t h w c] side by side, [t h w c]."""
+    return hstack(list(views)) if len(views) > 1 else views[0]
+
+
+class _Comparison:
+    """Generated | truth | difference, for as long as there is truth."""
+
+    def __init__(self, folder: Path, fps: Fraction) -> None:
+        self.folder, self.fps = folder, fps
+        self._writer: VideoWriter | None = None
+        self._frames: list[np.ndarray] = []
+        self._count = 0
+
+    def add(self, stack: contextlib.ExitStack, generated: np.ndarray, truth: np.ndarray) -> None:
+        """Adds frames [t h w c]; there may be fewer true ones, or none."""
+        if not len(truth):
+            return
+        frames = comparison(np.ascontiguousarray(generated[: len(truth)]), np.ascontiguousarray(truth))
+        if self._writer is None:
+            self._writer = _writer(stack, self.folder / "comparison.mp4", self.fps, frames)
+        self._writer.write(frames)
+        if self._count < _GIF_FRAMES:
+            self._frames.append(frames[: _GIF_FRAMES - self._count])
+        self._count += len(frames)
+
+    def finish(self) -> None:
+        """Writes the GIF of the first frames."""
+        if self._frames:
+            save_gif(self.folder / "comparison.gif", np.concatenate(self._frames), fps=self.fps)
+            self._frames = []
 
 
 def _figures(
@@ -256,6 +297,8 @@ def _figures(
     if recoded.shape[1] == frames.shape[1]:
         values["vae_ceiling_psnr_db"] = _mean(psnr(recoded, frames))
         values["vae_ceiling_ssim"] = _mean(ssim(recoded, frames))
+        values["psnr_to_recoded_db"] = _mean(psnr(pred, recoded))
+        values["ssim_to_recoded"] = _mean(ssim(pred, recoded))
     return values
 
 

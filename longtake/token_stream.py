@@ -99,6 +99,8 @@ def token_chunks(
 ) -> Iterator[VideoChunk]:
     """Yields the frames of every latent as soon as its tokens are there, those of the start included.
 
+    Tokens are decoded in the precision of the network's weights, whatever autocast is around.
+
     Args:
         rollout: how tokens are drawn.
         network: in evaluation mode.
@@ -121,7 +123,11 @@ def token_chunks(
 
     stream = rollout(network, context, told, plan.num_chunks, key, restart=restart, packed=packed)
     state: Any = None
-    for latent in stream:
+    while True:
+        with torch.autocast(context.device.type, enabled=False):
+            latent = next(stream, None)
+        if latent is None:
+            return
         if latent.start is not None:
             _, state = codec.decode_stream(latent.start, None)
         video, state = codec.decode_stream(latent.tokens[:, :, None], state)

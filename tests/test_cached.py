@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in (ranks.RUN_ID, ranks.RUN_PLAN):
         patch.setenv(name, "")
         patch.delenv(name)
-    words += ["trainer.val_check_interval=8", "optimizer.lr=0.01"]
+    words += ["trainer.val_check_interval=8", "optimizer=adamw", "optimizer.lr=0.01"]
     patch.setattr(sys, "argv", ["train.py", "--config-dir", str(EXTRA_CONF), *words])
     assert run(train.main, "train") == 0
     patch.undo()

@@ -10,13 +10,12 @@ cursors are equal no mask exists; a pass reads exactly the keys that are there.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from longtake.networks.token_rope import causal_mask
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ class TokenCache:
         if min(self.lengths) == longest:
             if count == 1 or longest == 0:
                 return StepPlan(count, longest, stop, causal=count > 1)
-            mask = causal_mask(count, stop, device).repeat(self.groups, 1)
+            mask = _causal_mask(count, stop, device).repeat(self.groups, 1)
             return StepPlan(count, longest, stop, mask=mask[None, None])
         starts = torch.tensor(self.lengths, device=device)
         places = starts[:, None] + torch.arange(count, device=device)
@@ -138,3 +137,9 @@ class TokenCache:
             f"cursors {self.lengths} cannot be truncated to {wanted}"
         )
         self.lengths = wanted
+
+
+@functools.lru_cache(maxsize=8)
+def _causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
+    """Returns True where a key counts, bool [n m]: queries are the last n of the m keys."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)

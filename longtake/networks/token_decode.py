@@ -63,7 +63,7 @@ class PackedWeights:
 
     def __init__(self, network: TokenTransformer) -> None:
         with torch.no_grad():
-            self.blocks = [block.linears(_pack) for block in network.layers]
+            self.blocks = [block.linears(_pack) for block in cast(list[TokenBlock], list(network.layers))]
             self.logits: Callable[[Tensor], Tensor] = network.head.decoder(_pack)
 
 
@@ -104,8 +104,7 @@ class TokenDecoder:
             self._signal = network.signal(conditions, grid)
             context, modulation = self._signal.context, self._signal.modulation
             self._cross = [
-                block.cross_keys(context) if block.has_cross and context is not None else None
-                for block in self._blocks
+                block.cross_keys(context) if block.has_cross and context is not None else None for block in self._blocks
             ]
             self._modulation = [
                 None if modulation is None or block.modulation is None else block.modulation_rows(modulation)
@@ -178,9 +177,7 @@ class TokenDecoder:
         if rows is not None and (added := self._signal.added(rows)) is not None:
             x = x + added
         for layer, block in enumerate(self._blocks):
-            x = block(
-                x, told, self._cross[layer], self._modulation[layer], layer=layer, linears=self._linears[layer]
-            )
+            x = block(x, told, self._cross[layer], self._modulation[layer], layer=layer, linears=self._linears[layer])
         cache.advance(plan.count)
         return self.network.normed(x)
 

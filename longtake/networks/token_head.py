@@ -1,7 +1,7 @@
-"""From hidden states to tokens: one logit a code, or factors of the code (independent, or a chain that keeps the joint).
+"""From hidden states to tokens: one logit a code, or factors of it, independent or a chain that keeps the joint.
 
-FSQ packs a code as digits, the first one fastest: index = d_0 + L_0 (d_1 + L_1 (d_2 + ...)). With levels 8 8 8 5 5 5 the
-64,000 codes are also 512 x 125 (index % 512, index // 512). A head predicts
+FSQ packs a code as digits, the first one fastest: index = d_0 + L_0 (d_1 + L_1 (d_2 + ...)). With levels 8 8 8 5 5 5
+the 64,000 codes are also 512 x 125 (index % 512, index // 512). A head predicts
 
     full         64,000 logits
     factorised   p(a) p(b): 637 logits; the factors are independent given the hidden state
@@ -109,7 +109,7 @@ class OutputHead(nn.Module):
         return 1
 
     def factor_logits(self, hidden: Tensor) -> tuple[Tensor, ...] | None:
-        """Returns logits of factors that are independent given the hidden state, the fastest first; None: there are none."""
+        """Returns logits of factors that are independent given the hidden state, the fastest first, or None."""
         return None
 
     @property

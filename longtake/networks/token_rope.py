@@ -10,7 +10,6 @@ which the released video networks never apply, is not there.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -146,12 +145,6 @@ def rotate_halves(x: Tensor, tables: TokenTables) -> Tensor:
     """Returns `x` [b n heads hd] turned, in its own dtype."""
     turned = torch.addcmul(x * tables.cos, x.roll(x.shape[-1] // 2, -1), tables.sin)
     return turned.to(x.dtype)
-
-
-@functools.lru_cache(maxsize=8)
-def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
-    """Returns True where a key counts, bool [n m]: queries are the last n of the m keys."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 def checked_yarn(yarn: Yarn | dict | None, kind: RopeKind) -> Yarn | None:

@@ -336,8 +336,10 @@ class TokenTransformer(nn.Module):
         x = x if compute_dtype(x) == x.dtype else at_least_float32(x)
         for block in self._blocks:
             cross = block.cross_keys(signal.context) if block.has_cross and signal.context is not None else None
-            modulated = block.modulation is not None and signal.modulation is not None
-            x = block(x, told, cross, block.modulation_rows(signal.modulation) if modulated else None)
+            rows = None
+            if block.modulation is not None and signal.modulation is not None:
+                rows = block.modulation_rows(signal.modulation)
+            x = block(x, told, cross, rows)
         return self.normed(x)
 
     @property

@@ -173,7 +173,7 @@ class _Guesses:
             self.q[self.rows, slots] = p.probs.view(*places.shape, -1).float()
             return
         dense = torch.zeros(places.numel(), self.q.shape[-1], device=self.q.device)
-        dense.scatter_(1, p.ids, p.probs.float())
+        dense.scatter_add_(1, p.ids, p.probs.float())
         self.q[self.rows, slots] = dense.view(*places.shape, -1)
 
 

@@ -2,8 +2,8 @@
 
 The nucleus is what a full sort would give: codes from the likeliest on, as long as the mass before a code is at most
 top_p, so the code that crosses the border is kept and one always survives. Of 64,000 codes the likeliest 256 are found
-first. Where their mass does not exceed top_p, the border is found by two histograms over the bits of all probabilities
-(the bits of positive floats are ordered as the floats are), which is as exact as sorting them. Everything is float32 or
+first. Where their mass does not exceed top_p, the border is found by histograms over the bits of all probabilities (the
+bits of positive floats are ordered as the floats are), which is as exact as sorting them. Everything is float32 or
 better: in bfloat16 a nucleus comes out a few per cent too large.
 """
 
@@ -12,12 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from longtake.errors import ConfigError
 
 PREFILTER = 256
-_BITS = 15  # of 30 that are looked at in each of two steps; 1.0 is 0x3F800000
+WIDEN = 4.0
+MOST_FIRST, MOST_SECOND = 128, 64  # of the values of two factors that are multiplied first
+_STEPS, _BITS = 3, 10  # the 30 bits of probabilities up to 1.0 (0x3F800000), ten at a time
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,9 @@ class Truncated:
     """Distributions after temperature, top-k and top-p.
 
     Attributes:
-        ids: the codes that are left, in rising order, int64 [n k]; None: all codes, k = vocabulary. The order is the same
-            either way, so that a uniform number picks the same code however it was found what is left.
-        probs: their probabilities, float [n k], of sum 1; 0 for codes that were cut off.
+        ids: the codes that are left, in rising order, int64 [n k]; None: all codes, k = vocabulary. The order is
+            the same either way, so that a uniform number picks the same code however it was found what is left.
+        probs: their probabilities, float [n k], of sum 1; 0 for codes that were cut off and where a row is filled up.
     """
 
     ids: Tensor | None
@@ -109,14 +112,13 @@ class Sampler:
         vocab = probs.shape[-1]
         if self.top_k is not None and self.top_k < vocab:
             kept, ids = torch.topk(probs, self.top_k, dim=-1)
-            return self.nucleus(kept / kept.sum(dim=-1, keepdim=True), ids)
+            return _in_code_order(self.cut(kept / kept.sum(dim=-1, keepdim=True)), ids)
         if self.top_p == 1:
             return Truncated(None, probs)
         kept, ids = torch.topk(probs, min(PREFILTER, vocab), dim=-1)
         if kept.shape[-1] < vocab and bool((kept.sum(dim=-1, dtype=torch.float64) <= self.top_p).any()):
-            rows = probs.split(1) if probs.device.type == "cpu" else (probs,)  # one row fits the processor's cache
-            return Truncated(None, torch.cat([nucleus_of(row, self.top_p) for row in rows]))
-        return self.nucleus(kept, ids)
+            return _padded([self._wide_nucleus(row, least) for row, least in zip(probs, kept[:, -1], strict=True)])
+        return _in_code_order(self.cut(kept), ids)
 
     def truncated_product(self, first: Tensor, second: Tensor) -> Truncated:
         """Returns what `truncated` would for the codes i + len(first) j, whose probability is p(i) p(j).
@@ -132,58 +134,91 @@ class Sampler:
             best = first.argmax(dim=-1, keepdim=True) + size * second.argmax(dim=-1, keepdim=True)
             return Truncated(best, torch.ones_like(best, dtype=first.dtype))
         if self.top_p < 1 and self.top_k is None:
-            (p, i), (q, j) = (self._likeliest(x, most) for x, most in ((first, 128), (second, 64)))
-            joint = (q.unsqueeze(-1) * p.unsqueeze(-2)).flatten(1)
-            kept, place = torch.topk(joint, min(PREFILTER, joint.shape[-1]), dim=-1)
-            ids = i.gather(1, place % p.shape[-1]) + size * j.gather(1, place // p.shape[-1])
-            cut = self.nucleus(kept, ids)
-            missing = torch.maximum(p[:, -1] * q[:, 0], p[:, 0] * q[:, -1])  # at most this likely
-            border = kept[:, : cut.probs.shape[-1]]
-            border = border.gather(-1, (cut.probs > 0).sum(dim=-1, keepdim=True) - 1).squeeze(-1)
-            if bool(((kept.sum(dim=-1, dtype=torch.float64) > self.top_p) & (border >= missing)).all()):
+            cut = self._product_nucleus(first, second)
+            if cut is not None:
                 return cut
         joint = second.log_softmax(dim=-1).unsqueeze(-1) + first.log_softmax(dim=-1).unsqueeze(-2)
         return self.truncated(joint.flatten(1))
+
+    def _product_nucleus(self, first: Tensor, second: Tensor) -> Truncated | None:
+        """Returns the nucleus of the likeliest of both factors; None if a code of the true one could be missing."""
+        (p, i), (q, j) = (self._likeliest(x, most) for x, most in ((first, MOST_FIRST), (second, MOST_SECOND)))
+        joint = (q.unsqueeze(-1) * p.unsqueeze(-2)).flatten(1)
+        missing = torch.zeros_like(p[:, 0])  # no code that was left out is likelier
+        if p.shape[-1] < first.shape[-1]:
+            missing = torch.maximum(missing, p[:, -1] * q[:, 0])
+        if q.shape[-1] < second.shape[-1]:
+            missing = torch.maximum(missing, p[:, 0] * q[:, -1])
+        kept, place = torch.topk(joint, min(PREFILTER, joint.shape[-1]), dim=-1)
+        cut = self.cut(kept)
+        border = cut.gather(-1, (cut > 0).sum(dim=-1, keepdim=True) - 1).squeeze(-1)
+        if bool(((kept.sum(dim=-1, dtype=torch.float64) <= self.top_p) | (border < missing)).any()):
+            return None
+        ids = i.gather(1, place % p.shape[-1]) + first.shape[-1] * j.gather(1, place // p.shape[-1])
+        return _in_code_order(cut, ids)
 
     def _likeliest(self, logits: Tensor, most: int) -> tuple[Tensor, Tensor]:
         probs = torch.softmax(logits / self.temperature, dim=-1)
         return torch.topk(probs, min(most, probs.shape[-1]), dim=-1)
 
-    def nucleus(self, probs: Tensor, ids: Tensor) -> Truncated:
-        """Returns what is left of rows that are sorted, the likeliest first, and hold the nucleus (or everything).
+    def _wide_nucleus(self, probs: Tensor, least: Tensor) -> Truncated:
+        """Returns the nucleus of one row [vocab] whose codes of probability `least` and more may not be all of it."""
+        border, value = 0.0, float(least)
+        while value > WIDEN * torch.finfo(torch.float32).tiny:
+            value /= WIDEN
+            if float(F.threshold(probs, value, 0.0).sum(dtype=torch.float64)) > self.top_p:
+                border = value
+                break
+        ids = (probs > border).nonzero().squeeze(-1)  # the nucleus and some more, in the order of codes
+        likely = probs.index_select(0, ids)[None]
+        inside = nucleus_mask(likely.float(), self.top_p)[0].squeeze(0).nonzero().squeeze(-1)
+        kept = likely.index_select(1, inside)
+        return Truncated(ids.index_select(0, inside)[None], kept / kept.sum(dim=-1, keepdim=True))
 
-        Args:
-            probs: probabilities [n k].
-            ids: their codes, int64 [n k].
-        """
+    def cut(self, probs: Tensor) -> Tensor:
+        """Returns rows [n k] that are sorted, the likeliest first, 0 outside of the nucleus: the border is kept."""
         before = probs.cumsum(dim=-1, dtype=torch.float64) - probs
-        kept = probs.masked_fill(before > self.top_p, 0.0) if self.top_p < 1 else probs
-        width = int((kept > 0).sum(dim=-1).max())
-        ids, order = ids[:, :width].sort(dim=-1)
-        return Truncated(ids, (kept / kept.sum(dim=-1, keepdim=True)).gather(-1, order))
+        return probs.masked_fill(before > self.top_p, 0.0) if self.top_p < 1 else probs
 
 
-def nucleus_of(probs: Tensor, top_p: float) -> Tensor:
-    """Returns probabilities [n vocab] outside of the nucleus set to 0, and of sum 1 again, without sorting.
+def nucleus_mask(probs: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Returns which of the codes are in the nucleus, bool [n k], and the probability on its border [n]; no sorting.
 
     Of codes that are exactly as likely as the one on the border, the first ones are kept.
 
     Args:
-        probs: in any order, of sum 1.
+        probs: in any order, float32 [n k], of a sum above top_p (or all there is).
         top_p: mass of the nucleus, less than 1.
     """
-    probs = probs.float()
-    mass = probs.double()
-    bits = probs.view(torch.int32).long()
-    high, low = bits >> _BITS, bits & ((1 << _BITS) - 1)
-    first, above = _crossing(high, mass, torch.zeros_like(mass[:, 0]), top_p)
-    second, above = _crossing(low, mass * (high == first.unsqueeze(-1)), above, top_p)
-    border = ((first << _BITS) + second).to(torch.int32).view(torch.float32).unsqueeze(-1)
-    at_border = probs == border
-    room = ((top_p - above.unsqueeze(-1)) / border.double()).floor() + 1
-    keep = (probs > border) | (at_border & (at_border.cumsum(dim=-1) <= room))
-    kept = probs * keep
-    return kept / kept.sum(dim=-1, keepdim=True)
+    mass, bits = probs.double(), probs.view(torch.int32).long()
+    above, border = torch.zeros_like(mass[:, 0]), torch.zeros_like(bits[:, 0])
+    left = mass
+    for step in reversed(range(_STEPS)):
+        digits = bits >> (step * _BITS) & ((1 << _BITS) - 1)
+        digit, above = _crossing(digits, left, above, top_p)
+        border = (border << _BITS) + digit
+        if step > 0:
+            left = left * (digits == digit.unsqueeze(-1))
+    likely = border.to(torch.int32).view(torch.float32)
+    equal = probs == likely.unsqueeze(-1)
+    keep = probs > likely.unsqueeze(-1)
+    room = ((top_p - above) / likely.double()).floor() + 1
+    return keep | (equal & (equal.cumsum(dim=-1) <= room.unsqueeze(-1))), likely
+
+
+def _padded(rows: list[Truncated]) -> Truncated:
+    """Returns rows of different widths as one, filled up with codes of probability 0."""
+    width = max(row.probs.shape[-1] for row in rows)
+    probs = [F.pad(row.probs, (0, width - row.probs.shape[-1])) for row in rows]
+    ids = [F.pad(row.ids, (0, width - row.probs.shape[-1])) for row in rows if row.ids is not None]
+    return Truncated(torch.cat(ids), torch.cat(probs))
+
+
+def _in_code_order(probs: Tensor, ids: Tensor) -> Truncated:
+    """Returns sorted rows [n k], 0 for what is cut off, in the order of codes and of sum 1."""
+    width = int((probs > 0).sum(dim=-1).max())
+    ids, order = ids[:, :width].sort(dim=-1)
+    return Truncated(ids, (probs / probs.sum(dim=-1, keepdim=True)).gather(-1, order))
 
 
 def _crossing(digits: Tensor, mass: Tensor, above: Tensor, top_p: float) -> tuple[Tensor, Tensor]:

@@ -40,11 +40,14 @@ MUST_BE_GIVEN = {
 }
 # and choices of another group without which that one makes no sense
 PARTNERS = {"bidirectional": "rollout=one_shot", "one_shot": "objective=bidirectional"}
+TOKENS = ("next_token", "temporal_forcing", "tokens_jacobi", "ar_tokens")
+PARTNERS |= dict.fromkeys(TOKENS, "experiment=ar_tokens")
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes(group: str, choice: str) -> None:
     given = [table[choice] for table in (MUST_BE_GIVEN, PARTNERS) if choice in table]
+    given += ["experiment=ar_tokens"] if (group, choice) == ("rollout", "tokens") else []
     cfg = compose("train", [f"{group}={choice}", *given])  # refuses keys that a constructor does not take
     resolved(cfg)
     if group != "trainer":  # trainer=gpu is refused where there is none

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
 from launcher.signatures import check_targets
+from longtake.objectives.next_token import NextToken
 from longtake.objectives.slot_objective import SlotObjective
 from longtake.objectives.teacher_forcing import TeacherForcing
 
@@ -34,7 +35,10 @@ def build(group: str, name: str) -> Any:
 def test_every_choice_builds(group: str, name: str) -> None:
     built = build(group, name)
     assert type(built).__module__.startswith("longtake.")
-    if group == "objective":
+    if group == "objective" and name in ("next_token", "temporal_forcing"):
+        assert isinstance(built, NextToken)
+        assert built.context_lat == 2
+    elif group == "objective":
         assert isinstance(built, SlotObjective)
         assert built.trained_for(num_frames_px=81, ratio=4).chunk_lat == (21 if name == "bidirectional" else 3)
 

@@ -43,6 +43,7 @@ def module(**changes: Any) -> DiscreteTokenizer:
         "seed": 0,
         "absolute_error": 0.1,
         "principal_clips": 8,
+        "variance_pull": 0.1,
         "optimizer": partial(torch.optim.AdamW, lr=2e-3),
         "scheduler": partial(warmup_constant, warmup_steps=2),
     }
@@ -139,6 +140,23 @@ def test_the_quantiser_begins_with_numbers_of_unit_variance(root: Path, tmp_path
         variances[clips] = covariance
     torch.testing.assert_close(variances[8].float(), torch.eye(6), rtol=0, atol=1e-2)
     assert variances[0].diagonal().min() < 0.5
+
+
+def test_the_pull_is_zero_where_the_levels_are_used_evenly_and_grows_from_there() -> None:
+    made = module()
+    made.configure_model()
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(8, 5, 16, 16, 6, generator=generator)
+    clip, pulls = Clip(key=["a"]), []
+    for numbers in (z, 3 * z, z + 1):
+        made.network.features = lambda video, past, n=numbers: n  # type: ignore[method-assign]
+        made.network.frames = lambda codes, past: codes  # type: ignore[method-assign]
+        coded = made.code(torch.zeros(1), clip)
+        assert coded.extra_loss is not None
+        pulls.append(float(coded.extra_loss))
+    assert pulls[0] == pytest.approx(0, abs=1e-3)
+    assert pulls[1] == pytest.approx(0.1 * 64, rel=0.1)  # (9 - 1)^2
+    assert pulls[2] == pytest.approx(0.1 * 2, rel=0.1)
 
 
 def test_vectors_do_not_decay() -> None:

@@ -146,7 +146,7 @@ def _target(name: str) -> Callable[[Path, Path], Path]:
         (broken(lambda header: header["network"].update(dim=32)), "does not fit the network"),
         (broken(lambda header: header["network"].update(colour=1)), "VideoDiT"),
         (broken(lambda header: header.pop("trained_for")), "does not say what is needed"),
-        (broken(lambda header: header.update(kind="ar_tokens")), "ar_tokens"),
+        (broken(lambda header: header.update(kind="ar_words")), "ar_words"),
         (broken(lambda header: header.update(precision="int8")), "precision"),
         (broken(lambda header: header.update(encoder_fingerprint="another")), "encoder another"),
     ],

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from longtake.networks.video_dit import VideoDiT
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
-NETWORKS = sorted(path.stem for path in (CONF / "network").glob("*.yaml"))
+NETWORKS = sorted(path.stem for path in (CONF / "network").glob("*.yaml") if not path.stem.startswith("token_"))
 MIXERS = sorted(path.stem for path in (CONF / "network" / "mixer").glob("*.yaml"))
 
 

@@ -42,7 +42,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "video2world_wide": {"dim": 120, "bov": True, "abs_pos_emb": True, **TEXT},
     "some_cross": {"cross_attn_every": 2, "context_dim": CONTEXT},
     "additive": {"actions": partial(PerLatentActions, action_dim=ACTIONS, ratio_time=RATIO)},
-    "adaln": {"bov": True, "actions": partial(PerLatentActions, action_dim=ACTIONS, ratio_time=RATIO, into="modulation")},
+    "adaln": {
+        "bov": True,
+        "actions": partial(PerLatentActions, action_dim=ACTIONS, ratio_time=RATIO, into="modulation"),
+    },
     "action_keys": {
         "cross_attn_every": 1,
         "actions": partial(CrossAttentionActions, action_dim=ACTIONS, ratio_time=RATIO),

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from longtake.errors import ConfigError
-from longtake.rollout.sampling import PREFILTER, Sampler, Truncated, nucleus_of, picked
+from longtake.rollout.sampling import PREFILTER, Sampler, Truncated, nucleus_mask, picked
 
 
 def dense(truncated: Truncated, vocab: int) -> Tensor:
     if truncated.ids is None:
         return truncated.probs
-    return torch.zeros(len(truncated.probs), vocab, dtype=truncated.probs.dtype).scatter_(
+    return torch.zeros(len(truncated.probs), vocab, dtype=truncated.probs.dtype).scatter_add_(
         1, truncated.ids, truncated.probs
     )
 
@@ -28,10 +28,13 @@ def by_sorting(logits: Tensor, top_p: float, temperature: float = 1.0) -> Tensor
 
 
 def test_the_token_on_the_border_is_kept() -> None:
-    probs, ids = torch.tensor([[0.5, 0.25, 0.125, 0.125]]), torch.arange(4)[None]
+    probs = torch.tensor([[0.5, 0.25, 0.125, 0.125]])
     for top_p, count in [(1e-6, 1), (0.499, 1), (0.5, 2), (0.6, 2), (0.75, 3), (0.8, 3), (0.875, 4), (0.9, 4)]:
-        kept = Sampler(top_p=top_p).nucleus(probs, ids).probs[0]
-        assert torch.equal(kept, torch.where(ids[0] < count, probs[0], 0) / probs[0, :count].sum()), top_p
+        kept = Sampler(top_p=top_p).cut(probs)[0]
+        assert (kept > 0).tolist() == [True] * count + [False] * (4 - count), top_p
+        mask, border = nucleus_mask(probs.flip(-1), top_p)
+        assert int(mask.sum()) == count
+        assert border.item() == probs[0, count - 1].item()
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 3.0, 8.0])
@@ -65,9 +68,12 @@ def test_a_product_is_cut_as_its_codes_are(scales: tuple[float, float], settings
 def test_equally_likely_codes_are_kept_in_order() -> None:
     probs = torch.full((2, 1000), 1e-3)
     probs[1, :500], probs[1, 500:] = 5e-4, 1.5e-3
-    assert (nucleus_of(probs, 0.2995) > 0).sum(dim=1).tolist() == [300, 200]
-    assert bool((nucleus_of(probs, 0.2995)[0, :300] > 0).all())
-    assert (nucleus_of(probs, 0.8) > 0)[1].sum() == pytest.approx(500 + 100, abs=1)
+    keep, border = nucleus_mask(probs, 0.2995)
+    assert keep.sum(dim=1).tolist() == [300, 200]
+    assert bool(keep[0, :300].all())
+    assert bool(keep[1, 500:700].all())
+    assert border.tolist() == pytest.approx([1e-3, 1.5e-3])
+    assert int(nucleus_mask(probs, 0.8)[0][1].sum()) == pytest.approx(500 + 100, abs=1)
 
 
 def test_top_k_comes_first() -> None:

@@ -1,0 +1,108 @@
+"""Videos from a network that predicts velocities of latents."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from longtake.generate import Request, VideoModel, logger, with_given
+from longtake.model_spec import DiffusionSpec
+from longtake.rollout.conditions import clip_conditions
+from longtake.rollout.noise import NoiseKey
+from longtake.rollout.plan import RolloutPlan
+from longtake.streaming import VideoChunk, decoded, to_unit_range
+from longtake.types import Clip, Conditions
+
+
+class DiffusionModel(VideoModel):
+    """See `VideoModel`.
+
+    Args:
+        spec: what the weights say of themselves.
+        network: predicts velocities.
+        encoders: see `VideoModel`.
+        rollout: how chunks follow each other.
+        solver: denoises a chunk.
+    """
+
+    def __init__(
+        self, spec: DiffusionSpec, network: nn.Module, encoders: Mapping[str, Any], rollout: Any, solver: Any
+    ) -> None:
+        super().__init__(spec, network, encoders, rollout)
+        self.solver = solver
+
+    def use(self, *, rollout: Any = None, solver: Any = None) -> None:
+        super().use(rollout=rollout)
+        self.solver = self.solver if solver is None else solver
+        self.solver.begin(self.rollout.num_steps)
+
+    def roll_out(
+        self, clip: Clip, plan: RolloutPlan, key: NoiseKey, *, negative: Conditions | None = None
+    ) -> Iterator[VideoChunk]:
+        """Yields the frames of rollouts for a batch of clips, chunk by chunk; the lower level of `generate`.
+
+        Args:
+            clip: what is given and told: `latents` of the start [b v t c h w] (t = plan.start_lat), actions of every
+                frame, texts encoded, fps, view_ids.
+            plan: from `plan_rollout`.
+            key: names the noise, one sample an entry of the batch.
+            negative: text of the unconditional branch; None: no text.
+        """
+        assert clip.latents is not None, "a rollout starts from latents; t = 0 starts from nothing"
+        conditions = clip_conditions(
+            clip,
+            chunk_lat=plan.trained.chunk_lat,
+            num_chunks=plan.num_chunks,
+            ratio=plan.trained.ratio,
+            num_frames_px=plan.num_frames_px,
+        )
+        more = {} if negative is None else {"negative": negative}
+        chunks = self.rollout(self.network, clip.latents, conditions, plan, self.solver, key, **more)
+        yield from self._in_precision(decoded(chunks, self.video_encoder, plan))
+
+    def encode(self, frames: np.ndarray) -> Tensor:
+        """Returns the latents [b v t c h w] of frames, uint8 [b v t h w c]; t = 0 for none."""
+        video = to_unit_range(frames, self.device)
+        if video.shape[2]:
+            return self.video_encoder.encode(video)
+        geometry = self.video_encoder.geometry
+        return video.new_zeros(*video.shape[:2], 0, geometry.channels, *geometry.grid(*self.size))
+
+    def _stream(self, request: Request) -> Iterator[VideoChunk]:
+        count = len(request.names)
+        for notice in request.notices:
+            logger.info(notice)
+        actions = None
+        if request.actions is not None:
+            actions = torch.from_numpy(request.actions)[None].expand(count, -1, -1).to(self.device)
+        clip = Clip(
+            latents=self.encode(request.start[None]).expand(count, -1, -1, -1, -1, -1),
+            actions=actions,
+            fps=torch.full((count,), float(self.fps), device=self.device),
+            view_ids=torch.arange(request.start.shape[0], device=self.device).expand(count, -1),
+        )
+        clip = dataclasses.replace(clip, **self.text_fields([request.prompt or ""] * count))
+        negative = None
+        if request.negative_prompt is not None:
+            negative = Conditions(**self.text_fields([request.negative_prompt] * count))
+        for chunk in self.roll_out(clip, request.plan, NoiseKey(request.seed, request.names), negative=negative):
+            yield with_given(chunk, request.start)
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        dtype = getattr(torch, self.precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    def _in_precision(self, chunks: Iterator[VideoChunk]) -> Iterator[VideoChunk]:
+        """Computes each chunk in the model's precision, and leaves that of the caller alone between chunks."""
+        while True:
+            with self._precision():
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
