@@ -129,14 +129,20 @@ def _windows(data: Any, model: TokenModel, count: int | None, split: str) -> Ite
 def _onex_clips(
     folder: str, model: TokenModel, count: int | None, *, key: str = "input_tokens_dir"
 ) -> Iterator[TokenClip]:
-    from datamodules.sources.onex import read_onex_clips
+    from datamodules.sources.onex import VERSIONS, read_onex_clips
 
-    found = read_onex_clips(folder, limit=count, key=key)
-    geometry, spec = found.geometry, model.spec
-    if geometry.vocab_size > spec.vocab_size or geometry.ratio_time != spec.trained_for.ratio:
+    spec = model.spec
+    settings: dict[str, Any] = {"vocab_size": spec.vocab_size, "use_states": bool(spec.action_names)}
+    path = Path(folder).expanduser()
+    if path.is_dir() and VERSIONS["v1.1"].matches(path) and not VERSIONS["v2.0"].matches(path):
+        settings |= {"clip_frames": spec.grid_lat[0]}
+    else:
+        settings |= {"grid": list(spec.grid_lat), "state_names": list(spec.action_names) or None}
+    found = read_onex_clips(path, limit=count, key=key, **settings)
+    if found.geometry.ratio_time != spec.trained_for.ratio:
         raise ConfigError(
-            f"{folder} has {geometry.vocab_size} tokens of {geometry.ratio_time} frames; these weights were trained on "
-            f"{spec.vocab_size} of {spec.trained_for.ratio}. Change `{key}` or `ckpt`."
+            f"the tokens in {folder} are of {found.geometry.ratio_time} frames each; these weights were trained on "
+            f"tokens of {spec.trained_for.ratio}. Change `{key}` or `ckpt`."
         )
     wanted = len(spec.action_names)
     for clip in found.clips:

@@ -23,7 +23,6 @@ from longtake.metrics.token_baselines import NAMES as BASELINES
 from longtake.metrics.token_baselines import TokenBaselines
 from longtake.metrics.token_nll import TokenScores, over_seeds
 from longtake.metrics.token_top500 import K, ce_top500_logits, ce_top500_logprobs, hits, top_of_product, top_tokens
-from longtake.networks.token_head import FactorisedHead
 from longtake.objectives.next_token import predicted_hidden
 from longtake.rollout.noise import NoiseKey
 from longtake.rollout.tokens import TokenRollout
@@ -243,8 +242,9 @@ class _Batch:
 
 def _best(head: Any, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Returns the k best tokens, indices int32 and log probabilities [... k], without all logits where possible."""
-    if isinstance(head, FactorisedHead) and len(head.factors) == 2:
-        low, high = (logits.log_softmax(dim=-1) for logits in head.factor_logits(hidden))
+    factors = head.factor_logits(hidden)
+    if factors is not None and len(factors) == 2:
+        low, high = (logits.log_softmax(dim=-1) for logits in factors)
         return top_of_product(low, high, k)
     flat = hidden.reshape(-1, hidden.shape[-1])
     parts = [top_tokens(head.logits(rows), k) for rows in flat.split(64)]

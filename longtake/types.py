@@ -45,7 +45,8 @@ class Clip(TensorGroup):
         video: uint8 in 0..255 as loaded, or float in [-1, 1] once scaled, [b v t c h w].
         latents: normalised latents of a video encoder, float, [b v t c h w] with t in latent frames.
         tokens: codebook indices, int64, [b v t h w] with t in latent frames.
-        control: control videos by type ("depth", "labels", ...), each as `video`, [b v t c h w].
+        control: control videos by type ("depth", "labels", ...), each as `video`, or as `latents` where clips are
+            latents, [b v t c h w].
         control_mask: for each control type which (clip, view) has it, bool [b v]; an absent one is zeros in `control`.
         actions: float32 [b t a]; `actions[:, t]` is what produced pixel frame t; `actions[:, 0]` of an episode is null.
         states: float32 [b t s], what was measured at pixel frame t.
@@ -104,6 +105,10 @@ class Conditions(TensorGroup):
         actions_mask: False where actions are absent or dropped, bool [b s f]; None: all are given.
         fps: frames per second, float [b]; 0 or less where it was dropped.
         view_ids: index of each view in the rig, int64 [b v].
+        view_mask: False for views that are absent: no other view sees them, bool [b v]; None: all are there.
+        control: latents of control videos by type, [b s v f c h w].
+        control_weight: how much each type counts where, 0..1, of the latents [b s v f h w], with size 1 in v, f, h and
+            w where it is equal for all; None or a missing type: 1 everywhere.
     """
 
     text_emb: Tensor | None = None
@@ -114,6 +119,9 @@ class Conditions(TensorGroup):
     actions_mask: Tensor | None = None
     fps: Tensor | None = None
     view_ids: Tensor | None = None
+    view_mask: Tensor | None = None
+    control: dict[str, Tensor] | None = None
+    control_weight: dict[str, Tensor] | None = None
 
     @classmethod
     def stack(cls, branches: list[Conditions]) -> Conditions:
@@ -128,8 +136,19 @@ class Conditions(TensorGroup):
             values = [getattr(branch, entry.name) for branch in filled]
             present = [value for value in values if value is not None]
             assert len(present) in (0, len(values)), f"only {len(present)} of {len(values)} branches have {entry.name}"
-            stacked[entry.name] = torch.cat(present) if present else None
+            stacked[entry.name] = joined(present, dim=0)
         return cls(**stacked)
+
+
+def joined(values: list[Any], dim: int) -> Any:
+    """Returns tensors, or dicts of tensors with equal names, one after another along an axis; None of nothing."""
+    if not values:
+        return None
+    if isinstance(values[0], dict):
+        names = [sorted(value) for value in values]
+        assert all(other == names[0] for other in names), f"different names: {names}"
+        return {name: torch.cat([value[name] for value in values], dim) for name in values[0]}
+    return torch.cat(values, dim)
 
 
 def _with_masks(conditions: Conditions) -> Conditions:

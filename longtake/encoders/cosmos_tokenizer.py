@@ -156,12 +156,13 @@ class CosmosJit(VideoTokens):
         return fingerprint(self._config, self.state_dict())
 
     def encode_clips(self, video: Tensor) -> Tensor:
-        with torch.jit.fuser("fuser0"):  # with the others a second call gives other bits (pytorch#74534)
+        # with other fusers a second call gives other bits than the first (pytorch#74534)
+        with torch.jit.fuser("fuser0"):  # type: ignore[reportPrivateImportUsage]
             return self.encoder(video.transpose(1, 2))[0].long()
 
     def decode_clips(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         so_far = tokens if state is None else torch.cat([state, tokens], dim=1)
-        with torch.jit.fuser("fuser0"):
+        with torch.jit.fuser("fuser0"):  # type: ignore[reportPrivateImportUsage]
             video = self.decoder(so_far).transpose(1, 2)
         known = 0 if state is None else 1 + (state.shape[1] - 1) * self.geometry.ratio_time
         return video[:, known:], so_far

@@ -121,6 +121,7 @@ class MixerInput:
         v: values, as `q`.
         layout: the slots of the pass.
         plan: what the mixer's own `prepare` returned for this pass.
+        key_mask: False for tokens (of every slot, and of those in memory) that nothing may see, bool [b l]; None: none.
     """
 
     x: Tensor
@@ -129,6 +130,7 @@ class MixerInput:
     v: Tensor
     layout: ChunkLayout
     plan: Any
+    key_mask: Tensor | None = None
 
     @property
     def positions(self) -> Tensor:
@@ -205,7 +207,8 @@ class SlotAttention(nn.Module):
                 blocks.insert(0, self._take_sinks(inputs, memory, call))
             if self.kv_tokens is not None or call.keys is None:
                 blocks.append((_take(k_own, call.queries), _take(inputs.v, call.queries)))
-            outs.append(_attend(_take(q, call.queries), blocks, causal=inputs.layout.intra == "causal"))
+            is_causal = inputs.layout.intra == "causal"
+            outs.append(_attend(_take(q, call.queries), blocks, causal=is_causal, key_mask=inputs.key_mask))
         out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
         return (out if plan.order is None else out.index_select(1, plan.order)).flatten(-2)
 
@@ -365,8 +368,17 @@ def _joined(old: Tensor | None, new: Tensor, *, first: int | None = None, last: 
     return both if kept.shape == both.shape else kept.clone()
 
 
-def _attend(query: Tensor, blocks: list[tuple[Tensor, Tensor]], *, causal: bool) -> Tensor:
-    """Dense attention of `query` [b n l heads hd] to blocks of keys and values, those of its own slot last."""
+def _attend(
+    query: Tensor, blocks: list[tuple[Tensor, Tensor]], *, causal: bool, key_mask: Tensor | None = None
+) -> Tensor:
+    """Dense attention of `query` [b n l heads hd] to blocks of keys and values, those of its own slot last.
+
+    `key_mask` [b l] holds for every slot that is seen: all slots have the same views.
+    """
     key, value = blocks[0] if len(blocks) == 1 else (torch.cat(parts, dim=2) for parts in zip(*blocks, strict=True))
-    out = dense_attention(*(x.flatten(0, 1) for x in (query, key, value)), causal=causal)
+    mask = None
+    if key_mask is not None:
+        slots = key.shape[2] // key_mask.shape[1]
+        mask = key_mask.repeat(1, slots).repeat_interleave(query.shape[1], dim=0)[:, None, None, :]
+    out = dense_attention(*(x.flatten(0, 1) for x in (query, key, value)), mask=mask, causal=causal)
     return out.unflatten(0, query.shape[:2])

@@ -243,10 +243,14 @@ class LaCT(SlotAttention):
         momentum = None
         if self.momentum_proj is not None:
             share = self.momentum_proj(x)
-            share = share.to(torch.promote_types(share.dtype, torch.float32)).sigmoid().mean(dim=2)
+            share = share.to(torch.promote_types(share.dtype, torch.float32)).sigmoid()
+            share = share.mean(dim=2) if inputs.key_mask is None else _mean_where(share, inputs.key_mask)
             momentum = share.transpose(1, 2).flatten(0, 1)
         values = self._by_head(v.flatten(-2).unflatten(-1, (self.fw_heads, -1)))
-        return self.fast_channels(k, plan.writer_table, 1), values, self._by_head(self.rates(x)), momentum
+        rates = self.rates(x)
+        if inputs.key_mask is not None:
+            rates = rates * inputs.key_mask[:, None, :, None, None]
+        return self.fast_channels(k, plan.writer_table, 1), values, self._by_head(rates), momentum
 
     def _by_head(self, x: Tensor) -> Tensor:
         """[b s l heads c] to [(b heads) s l c]."""
@@ -263,6 +267,12 @@ class LaCT(SlotAttention):
         """The fast weights by name, [b heads ...]."""
         named = {entry.name: getattr(weights, entry.name) for entry in dataclasses.fields(weights)}
         return {name: w.unflatten(0, (-1, self.fw_heads)) for name, w in named.items() if w is not None}
+
+
+def _mean_where(x: Tensor, mask: Tensor) -> Tensor:
+    """Returns the mean over the tokens of x [b s l c] that `mask` [b l] has, [b s c]."""
+    share = mask / mask.sum(dim=1, keepdim=True)
+    return (x * share[:, None, :, None].to(x.dtype)).sum(dim=2)
 
 
 @functools.lru_cache(maxsize=8)

@@ -303,7 +303,12 @@ class TokenTransformer(nn.Module):
 
     def new_parameter_names(self) -> set[str]:
         """Returns what a network that was trained without actions does not have."""
-        return {name for name, _ in self.named_parameters() if name.startswith("actions.") or ".modulation." in name}
+        parts = [
+            ".modulation.",
+            *([".cross_"] if self.actions is not None and self.actions.signal == "context" else []),
+        ]
+        names = {name for name, _ in self.named_parameters()}
+        return {name for name in names if name.startswith("actions.") or any(part in name for part in parts)}
 
     def num_flops(self, layout: ChunkLayout, batch: int, text_tokens: int = 0) -> int:
         """Returns multiply-adds x 2 of the matmuls and attention of a forward pass, head included."""

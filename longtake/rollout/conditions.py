@@ -13,9 +13,10 @@ from torch import Tensor
 
 from longtake.errors import ConfigError
 from longtake.geometry import group_by_latent, pixel_frames
-from longtake.types import Clip, Conditions
+from longtake.types import Clip, Conditions, joined
 
-PER_SLOT = ("text_index", "actions", "actions_mask")  # fields of Conditions with a slot axis, always the second one
+# fields of Conditions with a slot axis, always the second one
+PER_SLOT = ("text_index", "actions", "actions_mask", "control", "control_weight")
 
 ConditionSource = Conditions | Callable[[int], Conditions]
 
@@ -78,7 +79,7 @@ def join_slots(first: Conditions, second: Conditions) -> Conditions:
     for name in PER_SLOT:
         one, two = getattr(first, name), getattr(second, name)
         assert (one is None) == (two is None), f"{name} is given for some slots only"
-        changes[name] = None if one is None else torch.cat([one, two], dim=1)
+        changes[name] = None if one is None else joined([one, two], dim=1)
     return dataclasses.replace(second, **changes)
 
 
@@ -112,6 +113,5 @@ def dropped(conditions: Conditions, *, text: Tensor | None = None, actions: Tens
 
 
 def _on_slots(conditions: Conditions, function: Callable[[Tensor], Tensor]) -> Conditions:
-    fields = {name: getattr(conditions, name) for name in PER_SLOT}
-    changes = {name: function(tensor) for name, tensor in fields.items() if tensor is not None}
-    return dataclasses.replace(conditions, **changes)
+    part = slot_part(conditions).map(function)
+    return dataclasses.replace(conditions, **{name: getattr(part, name) for name in PER_SLOT})

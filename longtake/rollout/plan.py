@@ -18,7 +18,9 @@ from typing import Any, Literal
 from longtake.errors import ConfigError
 from longtake.geometry import covering_latent_frames, latent_frames, pixel_frames, pixel_range
 
-RolloutKind = Literal["memory", "one_shot", "tokens"]
+RolloutKind = Literal["memory", "one_shot", "sliding_window", "tokens"]
+SLIDES = ("sliding_window", "one_shot", "memory")
+"""Trained for one of these, weights can also slide: a window is a first chunk with clean leading latents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class TrainedFor:
     """What weights were trained for; a rollout does nothing else with them. It travels with the weights.
 
     Attributes:
-        rollouts: the kinds of rollout ("memory", "one_shot", "tokens").
+        rollouts: the kinds of rollout ("memory", "one_shot", "sliding_window", "tokens").
         chunk_lat: latent frames of a chunk (one_shot: of the whole clip; tokens: 1).
         starts_lat: how many latents of the first chunk may be given, 0 = none, 1 = an image (tokens: of a window).
         context_sees: whether a context slot sees itself only or earlier slots too.
@@ -159,7 +161,8 @@ def check_rollout(kind: str, trained: TrainedFor) -> None:
     Raises:
         ConfigError: they were not; both are named.
     """
-    if kind not in trained.rollouts:
+    fitting = SLIDES if kind == "sliding_window" else (kind,)
+    if not set(fitting) & set(trained.rollouts):
         raise ConfigError(
             f"rollout={kind} was chosen, but these weights were trained for rollout={' or '.join(trained.rollouts)}. "
             "Change `rollout`, or take other weights."
