@@ -30,7 +30,6 @@ class ContinuousTokenizer(VideoTokenizer):
         latent_noise: standard deviation of the noise on latents of about unit variance.
         variance_pull: weight of (mean square of a latent channel - 1)^2.
         linear_lr_scale: factor on the learning rate of the linear maps, which begin as principal components.
-        decoder_only: leaves the encoder as it is (with `init_from`).
         **kwargs: as for `VideoTokenizer`; the network is a `VideoVAENetwork`.
     """
 
@@ -42,13 +41,11 @@ class ContinuousTokenizer(VideoTokenizer):
         latent_noise: float,
         variance_pull: float,
         linear_lr_scale: float,
-        decoder_only: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.latent_noise, self.variance_pull = latent_noise, variance_pull
         self.linear_lr_scale = linear_lr_scale
-        self.decoder_only = decoder_only
         self._recent: Tensor | None = None  # clips of the last training batch, for the basis of the exported file
 
     def begin(self) -> None:
@@ -62,9 +59,7 @@ class ContinuousTokenizer(VideoTokenizer):
         """Returns three groups: matrices, the linear maps, and vectors (without decay)."""
         assert self.network is not None, "configure_model comes first"
         groups: dict[tuple[bool, bool], list[Tensor]] = {}
-        self.network.encoder.requires_grad_(not self.decoder_only)
-        trained = [(name, parameter) for name, parameter in self.network.named_parameters() if parameter.requires_grad]
-        for name, parameter in trained:
+        for name, parameter in self.network.named_parameters():
             groups.setdefault((".linear." in name, parameter.squeeze().ndim > 1), []).append(parameter)
         return [
             {

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
@@ -71,7 +70,6 @@ class VideoTokenizer(AveragedModule):
         video: geometry of the clips: fps, height, width, num_frames.
         seed: of the weights and of every draw.
         absolute_error: weight of the absolute error beside the squared one.
-        texture_error: weight of the error of local contrast (`texture_error`), which squared errors alone let fade.
         principal_clips: training clips whose principal components the network begins with; 0 begins at random.
         **kwargs: optimiser and schedule, as for `BaseModule`.
 
@@ -89,11 +87,10 @@ class VideoTokenizer(AveragedModule):
         seed: int,
         absolute_error: float,
         principal_clips: int,
-        texture_error: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(network=network, seed=seed, **kwargs)
-        self.video, self.absolute_error, self.texture_error = dict(video), absolute_error, texture_error
+        self.video, self.absolute_error = dict(video), absolute_error
         self.principal_clips = principal_clips
         self._is_initialised = False
         self.val_metrics = nn.ModuleDict({name: MeanMetric() for name in ("loss", "psnr", "sharpness")})
@@ -152,10 +149,6 @@ class VideoTokenizer(AveragedModule):
         error = (coded.recon - video) / _TENTH
         squared, absolute = error.square().mean(), error.abs().mean()
         loss = squared + self.absolute_error * absolute
-        if self.texture_error:
-            texture = texture_error(coded.recon, video) / _TENTH**2
-            coded.logs["texture_error"] = texture.detach()
-            loss = loss + self.texture_error * texture
         if coded.extra_loss is not None:
             loss = loss + coded.extra_loss
         for name, value in {"loss": loss, "squared_error": squared, **coded.logs}.items():
@@ -218,19 +211,3 @@ def clips_of(batch: Clip) -> Tensor:
     """Returns every view of a batch as a clip of its own, [n t c h w] in [-1, 1]."""
     assert batch.video is not None, "a first stage is trained on pixels"
     return batch.video.flatten(0, 1).float() / 127.5 - 1
-
-
-def texture_error(recon: Tensor, video: Tensor) -> Tensor:
-    """Returns the squared error of local contrast: the mean difference between neighbouring pixels, over 8 x 8 pixels.
-
-    It asks for as much texture as there is, not for the texture itself, which a code this small cannot hold.
-
-    Args:
-        recon: clips [n t c h w].
-        video: what they should look like.
-    """
-
-    def contrast(clips: Tensor, axis: int) -> Tensor:
-        return F.avg_pool2d(clips.flatten(0, 1).diff(dim=axis).abs(), 8, ceil_mode=True)
-
-    return sum((contrast(recon.float(), axis) - contrast(video, axis)).square().mean() for axis in (-2, -1))  # type: ignore[return-value]

@@ -252,7 +252,10 @@ class VideoVAE(VideoEncoder):
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
-        return fingerprint(self._config, self.network.state_dict())
+        """Of what makes latents; another decoder for the same latents does not change what they mean."""
+        state = self.network.state_dict()
+        config = {name: value for name, value in self._config.items() if not name.startswith("decoder")}
+        return fingerprint(config, {name: value for name, value in state.items() if not name.startswith("decoder.")})
 
     def encode_clips(self, video: Tensor) -> Tensor:
         raw = self.network.encode(video).float()

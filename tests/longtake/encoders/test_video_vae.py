@@ -120,6 +120,15 @@ def test_the_fingerprint_names_values_not_their_storage(tmp_path: Path) -> None:
     assert VideoVAE(str(tmp_path / "wide.safetensors")).fingerprint == half.fingerprint
 
 
+def test_another_decoder_for_the_same_latents_has_the_same_fingerprint(tmp_path: Path) -> None:
+    encoder = VideoVAE(random_weights(tmp_path))
+    for part, is_same in (("decoder.first.weight", True), ("encoder.first.weight", False), ("mean", False)):
+        state = {name: value.clone() for name, value in encoder.network.state_dict().items()}
+        state[part] += 1
+        write_weights(tmp_path / "changed.safetensors", state, {"kind": "video_encoder", "network": NODE})
+        assert (VideoVAE(str(tmp_path / "changed.safetensors")).fingerprint == encoder.fingerprint) == is_same, part
+
+
 def test_it_is_frozen(encoder: VideoVAE) -> None:
     assert not encoder.training
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
