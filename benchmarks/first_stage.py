@@ -1,4 +1,4 @@
-"""The video VAE on held-out clips: PSNR, SSIM and sharpness beside a linear code of the same size, and its speed.
+"""The first stages on held-out clips: PSNR, SSIM and sharpness beside a linear code, and the speed of the video VAE.
 
 The linear code is the principal components of 4x8x8 blocks of the training clips, 16 numbers a block. Figures are means
 over clips with paired bootstrap intervals of the difference; "pooled" is one PSNR of all squared errors together.
@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks.report import write_result
 from datamodules.loading.reading import SplitReader
 from datamodules.shards import DatasetInfo, video_member
+from longtake.encoders.cosmos_tokenizer import VideoFSQ
 from longtake.encoders.video_vae import VideoVAE, VideoVAENetwork
 from longtake.media.read import read_video
 from longtake.metrics.bootstrap import bootstrap
@@ -31,6 +32,7 @@ def run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks first_stage", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("data/doom_64x48"), help="folder of a set with pixels")
     parser.add_argument("--weights", default="video_vae_doom", help="as encoder.video.weights")
+    parser.add_argument("--tokens", default="video_fsq_doom", help="the discrete one, as encoder.video.weights")
     parser.add_argument("--split", default="test")
     parser.add_argument("--noise", type=float, default=0.1, help="also decode latents with so much noise")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
@@ -38,7 +40,7 @@ def run(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     info = DatasetInfo.load(args.data, "--data")
-    encoder = VideoVAE(args.weights)
+    encoder, tokenizer = VideoVAE(args.weights), VideoFSQ(args.tokens)
     linear = _linear_code(info, encoder.geometry.channels)
     noise = torch.Generator().manual_seed(0)
 
@@ -50,6 +52,7 @@ def run(argv: list[str]) -> int:
         "linear code": lambda video: linear.decode(linear.encode(video[:, 0]))[0][:, None].clamp(-1, 1),
         "video VAE": lambda video: encoder.decode(encoder.encode(video)),
         f"video VAE, noise {args.noise:g}": noisy,
+        "video tokens (8x8x8)": lambda video: tokenizer.decode(tokenizer.encode(video)).clamp(-1, 1),
     }
     quality, statistics = _quality(info, args.split, codes, encoder)
     speed = _speed(args.weights)

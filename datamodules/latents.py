@@ -16,7 +16,7 @@ from datamodules.cached import CachedDataModule, drawn_start
 from datamodules.loading.decoding import Companions, Decoder, Draws, Fields, Window
 from datamodules.loading.reading import Sample
 from datamodules.shards import DatasetInfo
-from longtake.errors import BadSampleError, ConfigError
+from longtake.errors import BadSampleError, ConfigError, unknown_choice
 from longtake.geometry import latent_frames
 
 MEMBER = "latents.safetensors"
@@ -33,15 +33,17 @@ class LatentsDecoder:
         channels: of the latents.
         num_views: of the set.
         companions: what comes along with the frames.
+        control: cached control types that are wanted.
     """
 
     ratio: int
     channels: int
     num_views: int
     companions: Companions
+    control: tuple[str, ...] = ()
 
     def __call__(self, sample: Sample, window: Window, draws: Draws) -> Fields:
-        """Returns latents [v t c h w], text fields where cached, actions [t_px a], states, masks, caption and fps."""
+        """Returns latents [v t c h w], control the same, text where cached, actions [t_px a], states, masks and fps."""
         try:
             tensors = safetensors.torch.load(sample.read(MEMBER))
         except safetensors.SafetensorError as error:
@@ -57,9 +59,23 @@ class LatentsDecoder:
         text = _drawn_text({name: tensors[name] for name in TEXT_FIELDS if name in tensors}, draws)
         return {
             "latents": self._checked(tensors[f"{PREFIX}{start}"])[:, :needed],
+            **self._controls(tensors, start, needed),
             **self.companions.read(sample, placed, draws, list(range(self.num_views))),
             **text,
         }
+
+    def _controls(self, tensors: dict[str, Tensor], start: int, needed: int) -> Fields:
+        """Returns the latents of the control videos from the same start, and which views have them."""
+        if not self.control:
+            return {}
+        latents, masks = {}, {}
+        for kind in self.control:
+            name = f"control.{kind}.{start}"
+            if name not in tensors or f"control_mask.{kind}" not in tensors:
+                raise BadSampleError(f"holds no {name!r}; expected the control video {kind!r} beside the latents")
+            latents[kind] = self._checked(tensors[name])[:, :needed]
+            masks[kind] = tensors[f"control_mask.{kind}"].bool()
+        return {"control": latents, "control_mask": masks}
 
     def _checked(self, latents: Tensor) -> Tensor:
         if latents.ndim != 5 or latents.shape[0] != self.num_views or latents.shape[2] != self.channels:
@@ -85,7 +101,16 @@ def _drawn_text(fields: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
 
 
 class LatentsDataModule(CachedDataModule):
-    """Clips of cached latents as `Clip.latents`; arguments as for `CachedDataModule`."""
+    """Clips of cached latents as `Clip.latents`.
+
+    Args:
+        control: cached control types to load, as latents.
+        **kwargs: as for `CachedDataModule`.
+    """
+
+    def __init__(self, *, control: list[str] | None = None, **kwargs: object) -> None:
+        super().__init__(**kwargs)  # type: ignore[arg-type]
+        self.control = tuple(control or ())
 
     def decoder(self, info: DatasetInfo, *, training: bool) -> Decoder:
         """Returns the decoder of one set. Raises ConfigError where its latents are not the model's."""
@@ -96,11 +121,17 @@ class LatentsDataModule(CachedDataModule):
                 "`data.root`."
             )
         self.check_cache(info, "latents", latents["encoder_fingerprint"], int(latents["ratio_time"]))
+        for kind in self.control:
+            if kind not in latents.get("control", []):
+                raise unknown_choice(
+                    f"cached control type (of {info.root})", kind, latents.get("control", []), "data.control"
+                )
         return LatentsDecoder(
             ratio=int(latents["ratio_time"]),
             channels=int(latents["channels"]),
             num_views=len(info.source.view_names),
             companions=Companions.of(info),
+            control=self.control,
         )
 
     def shape(self, info: DatasetInfo) -> tuple[object, ...]:

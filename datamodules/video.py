@@ -12,7 +12,9 @@ from datamodules.base import ClipsDataModule
 from datamodules.loading.decoding import Companions, Decoder, Draws, Fields, Window
 from datamodules.loading.reading import Sample
 from datamodules.shards import DatasetInfo, control_member, video_member
+from datamodules.sources.control_frames import check_control, is_extracted
 from longtake.errors import BadSampleError, ConfigError, unknown_choice
+from longtake.media.edges import edge_video
 from longtake.media.read import probe_video, read_video
 
 
@@ -26,6 +28,7 @@ class VideoDecoder:
         rig_names: every view of the set, in rig order.
         views: the wanted ones.
         control: wanted control types.
+        extracted: those of them that are extracted from the views.
         flip: whether half of the clips are mirrored.
         reader: "auto", "decord" or "pyav", see `longtake.media.read.read_video`.
         companions: what comes along with the frames.
@@ -36,6 +39,7 @@ class VideoDecoder:
     rig_names: tuple[str, ...]
     views: tuple[str, ...]
     control: tuple[str, ...]
+    extracted: tuple[str, ...]
     flip: bool
     reader: str
     companions: Companions
@@ -46,7 +50,7 @@ class VideoDecoder:
         mirrored = self.flip and draws.below(2, "flip") == 1
         members = [video_member(view, self.rig_names) for view in self.views]
         video = _stacked([self._frames(sample, member, window, mirrored) for member in members])
-        control, control_mask = self._controls(sample, window, mirrored)
+        control, control_mask = self._controls(sample, window, mirrored, video)
         return {
             "video": video,
             "control": control,
@@ -72,7 +76,7 @@ class VideoDecoder:
         return torch.from_numpy(frames).permute(0, 3, 1, 2)
 
     def _controls(
-        self, sample: Sample, window: Window, mirrored: bool
+        self, sample: Sample, window: Window, mirrored: bool, video: Tensor
     ) -> tuple[dict[str, Tensor] | None, dict[str, Tensor] | None]:
         """Returns the control videos [v t c h w] and which views have them [v]; a missing one is zeros."""
         if not self.control:
@@ -80,6 +84,11 @@ class VideoDecoder:
         frames: dict[str, Tensor] = {}
         masks: dict[str, Tensor] = {}
         for kind in self.control:
+            if kind in self.extracted:
+                edges = [edge_video(view.permute(0, 2, 3, 1).numpy()) for view in video]
+                frames[kind] = torch.stack([torch.from_numpy(view).permute(0, 3, 1, 2) for view in edges])
+                masks[kind] = torch.ones(len(video), dtype=torch.bool)
+                continue
             members = [control_member(kind, view) for view in self.views]
             there = [sample.has(member) for member in members]
             blank = torch.zeros((window.num_frames, 3, self.height, self.width), dtype=torch.uint8)
@@ -103,7 +112,7 @@ class VideoDataModule(ClipsDataModule):
 
     Args:
         views: names of the views to load, in this order; None for all of the rig.
-        control: control types to load.
+        control: control types to load; "edge" is extracted from the views where the set has none.
         horizontal_flip: mirror half of the clips; "auto" does so where nothing in the set knows left from right
             (no actions, one view).
         reduce_actions: "last", "mean", "sum" or "max": how the actions between two frames become one where
@@ -146,9 +155,7 @@ class VideoDataModule(ClipsDataModule):
         for view in views:
             if view not in source.view_names:
                 raise unknown_choice(f"view (of {info.root})", view, source.view_names, "data.views")
-        for kind in self.control:
-            if kind not in source.control_types:
-                raise unknown_choice(f"control type (of {info.root})", kind, source.control_types, "data.control")
+        check_control(self.control, source, info.root, "data.control")
         if self.frame_stride > 1 and source.action_names and self.reduce_actions is None:
             raise ConfigError(
                 f"data.frame_stride is {self.frame_stride} and {info.root} has actions; expected to be told how the "
@@ -161,6 +168,7 @@ class VideoDataModule(ClipsDataModule):
             rig_names=source.view_names,
             views=tuple(views),
             control=self.control,
+            extracted=tuple(kind for kind in self.control if is_extracted(kind, source)),
             flip=training and self._flips(info),
             reader=self.video_reader,
             companions=Companions.of(info, self.reduce_actions or "last"),

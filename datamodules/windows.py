@@ -59,20 +59,20 @@ def clip_windows(data: ClipsDataModule, num_frames: int, count: int | None, *, s
     decode = data.decoder(info, training=False)
     num_clips = len(reader) if count is None else min(len(reader), count)
     each = None if count is None else -(-count // max(1, num_clips))
-    left = count
+    used = 0
     for number in (index * len(reader) // max(1, num_clips) for index in range(num_clips)):
         sample = reader[number]
         for start in _starts(sample, data, num_frames)[:each]:
-            if left == 0:
+            if used == count:
                 return
             try:
                 fields = decode(sample, Window(start, num_frames), Draws(None))
             except BadSampleError as error:
                 logger.warning("clip %s (%s) is left out: %s", sample.key, sample.where, error)
                 break
-            left = None if left is None else left - 1
+            used += 1
             yield _window(f"{sample.key}-{start}", fields)
-    if left == count:
+    if used == 0:
         raise DataError(f"no clip of split {split!r} of {info.root} has {num_frames} frames. Make the set again.")
 
 

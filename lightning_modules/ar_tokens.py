@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -237,3 +238,13 @@ class ARTokens(GenerativeModule):
             grid_lat=list(self.grid_lat),
             **self.spec_fields(),
         )
+
+    def initialise_from(self, path: str | Path) -> None:
+        """As for `AveragedModule`; `model.pt`, which no run of ours writes, is taken as released weights of Cosmos."""
+        if Path(path).suffix not in (".pt", ".pth"):
+            super().initialise_from(path)
+            return
+        from longtake.pretrained.cosmos_ar import load_cosmos_ar
+
+        self.configure_model()
+        load_cosmos_ar(self.network, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from lightning_modules.base import BaseModule, built, read_weights
 from longtake.errors import ConfigError
 from longtake.loading import network_tensors
+
+logger = logging.getLogger("longtake")
 
 
 class AveragedModule(BaseModule):
@@ -78,6 +81,8 @@ class AveragedModule(BaseModule):
     def initialise_from(self, path: str | Path) -> None:
         """Takes the network's weights from an exported file, a checkpoint, or released weights.
 
+        What a pretrained network lacks (`new_parameter_names`) keeps its initial values where the file has none.
+
         Raises:
             ConfigError: the file cannot be read, or its weights do not fit; what differs is named.
         """
@@ -86,14 +91,19 @@ class AveragedModule(BaseModule):
         given, own = network_tensors(read_weights(Path(path))), self.network.state_dict()
         if given.keys() & own.keys() != own.keys() and self.load_released(given, Path(path)):
             return
-        wrong = [name for name in sorted(own.keys() | given.keys()) if _shape(own, name) != _shape(given, name)]
+        new = getattr(self.network, "new_parameter_names", set[str])()
+        kept = (own.keys() - given.keys()) & new
+        names = sorted((own.keys() | given.keys()) - kept)
+        wrong = [name for name in names if _shape(own, name) != _shape(given, name)]
         if wrong:
             name = wrong[0]
             raise ConfigError(
                 f"{path} does not fit this network in {len(wrong)} tensors: it holds {_shape(given, name)} for "
                 f"{name!r}, the network has {_shape(own, name)}. Change `init_from` or `network`."
             )
-        self.network.load_state_dict(given)
+        self.network.load_state_dict({**own, **given})
+        if kept:
+            logger.info("%s: %d tensors keep their initial values (not in the file)", path, len(kept))
 
 
 def _shape(state: Mapping[str, Tensor], name: str) -> str:

@@ -11,7 +11,7 @@ import copy
 import io
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +22,11 @@ import numpy as np
 from datamodules.loading.reading import Sample, SplitReader
 from datamodules.shards import DatasetInfo, video_member
 from datamodules.sources.base import RawSample, Skipped, Source, SourceInfo, Task
+from datamodules.sources.control_frames import check_control, control_frames
 from longtake.errors import BadSampleError, ConfigError
 
 if TYPE_CHECKING:  # torch is imported where something is encoded, not where tasks are listed
+    import torch
     from torch import Tensor
 
 _log = logging.getLogger("longtake")
@@ -43,6 +45,8 @@ class EncodedSource(Source):
         num_frames: pixel frames of these, 1 + k * ratio; None: as far as the clip goes.
         dtype: of the latents in the file, "float16" or "float32"; tokens are int32.
         make: {"source": node, "num_workers": processes} of the set in `input`, made where it is not there; None: never.
+        control: control videos that are encoded like the views, with latents only; "edge" is extracted from the views
+            where the set has none.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class EncodedSource(Source):
         num_frames: int | None = None,
         dtype: str = "float16",
         make: Mapping[str, Any] | None = None,
+        control: Sequence[str] = (),
     ) -> None:
         if input is None:
             raise ConfigError("there is no set to encode; expected the folder of one. Change `input`.")
@@ -67,6 +72,7 @@ class EncodedSource(Source):
         self._root = Path(input).expanduser().absolute()
         self._video, self._text, self._make = copy.deepcopy((video, text or None, make))
         self._start_stride, self._num_frames, self._dtype = start_stride, num_frames, dtype
+        self._control = tuple(control)
 
     # What it is
 
@@ -92,10 +98,14 @@ class EncodedSource(Source):
             "encoder_fingerprint": self._encoder.fingerprint,
         }
         if not self._is_discrete:
-            latents = {"channels": geometry.channels, **common, "text": self._text_node}
+            check_control(self._control, base, self._root, "source.control")
+            control = {"control": list(self._control)} if self._control else {}
+            latents = {"channels": geometry.channels, **common, "text": self._text_node, **control}
             return replace(
                 base, name=f"{base.name}-latents", origin=origin, control_types=(), tokens=None, latents=latents
             )
+        if self._control:
+            raise ConfigError("control videos are cached with latents only, not with tokens. Set `source.control=[]`.")
         if self._text is not None:
             raise ConfigError("texts are cached with latents only, not with tokens. Set `encoder/text=none`.")
         longest = max((length for split in self._base.splits.values() for length in split.lengths), default=1)
@@ -152,6 +162,7 @@ class EncodedSource(Source):
             tokens = {}
             dtype = getattr(torch, self._dtype)
             latents = {f"latents.{start}": own.to(dtype).contiguous() for start, own in encodings.items()}
+            latents |= self._control_latents(sample, dtype)
             encoded = {"latents.safetensors": safetensors.torch.save({**latents, **self._texts(captions)})}
         meta = {name: value for name, value in read_meta(sample).items() if name not in ("episode", "num_frames")}
         return RawSample(
@@ -168,16 +179,37 @@ class EncodedSource(Source):
 
     def _encodings(self, sample: Sample) -> dict[int, Tensor]:
         """Returns the encodings by their first frame, [v t c h w], or [v t h w] of tokens."""
-        import torch
-
         from longtake.media.read import read_video
 
         names = self._base.source.view_names
         members = [video_member(name, names) for name in names]
-        views = [torch.from_numpy(read_video(sample.read(m), verified=sample.verified)) for m in members]
-        video = torch.stack(views).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+        return self._codes([read_video(sample.read(m), verified=sample.verified) for m in members])
+
+    def _codes(self, views: Sequence[np.ndarray]) -> dict[int, Tensor]:
+        """Returns the encodings of views, uint8 [t h w c] each."""
+        import torch
+
+        video = torch.stack([torch.from_numpy(view) for view in views]).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
         encodings = self._encoder.encode_starts(video[None], self._starts(video.shape[1]))
         return {start: codes[0] for start, codes in encodings.items()}
+
+    def _control_latents(self, sample: Sample, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Returns the encodings of control videos, `control.<type>.<start>` [v t c h w], zeros where a view has none,
+        and which views have one, `control_mask.<type>` [v]."""
+        import torch
+
+        found = {}
+        for kind in self._control:
+            views = control_frames(sample, kind, self._base.source)
+            there = torch.tensor([view is not None for view in views])
+            found[f"control_mask.{kind}"] = there
+            some = next((view for view in views if view is not None), None)
+            if some is None:
+                raise BadSampleError(f"has no control video {kind!r} in any view")
+            codes = self._codes([np.zeros_like(some) if view is None else view for view in views])
+            for start, own in codes.items():
+                found[f"control.{kind}.{start}"] = (own * there.view(-1, 1, 1, 1, 1)).to(dtype).contiguous()
+        return found
 
     def _starts(self, available: int) -> dict[int, int]:
         """Returns how many frames to encode from each start."""

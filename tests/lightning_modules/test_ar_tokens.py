@@ -253,6 +253,34 @@ def test_post_training_starts_from_given_weights(tmp_path: Path, name: str) -> N
     assert module.ema_updates == 1
 
 
+def test_actions_are_added_to_weights_that_were_trained_without_any(tmp_path: Path) -> None:
+    bare = trained(tmp_path, action_dim=None, network={"actions": None})
+    module = make_tokens_module(seed=5, new_lr_scale=10.0)
+    module.initialise_from(tmp_path / "weights.safetensors")
+    given, mine = bare.ema_network.state_dict(), module.network.state_dict()
+    assert {name.split(".")[0] for name in mine.keys() - given.keys()} == {"actions"}
+    assert all(torch.equal(mine[name], given[name]) for name in given)
+    rates = {group["initial_lr"] for group in module.configure_optimizers()["optimizer"].param_groups}
+    assert sorted(rates) == pytest.approx([1e-2, 1e-1])
+
+
+def test_released_weights_of_cosmos_are_taken(tmp_path: Path) -> None:
+    from longtake.pretrained.cosmos_ar import from_longtake
+
+    first = ready(action_dim=None, network={"actions": None})
+    torch.save({"model": from_longtake(first.network.state_dict())}, tmp_path / "model.pt")
+    second = make_tokens_module(seed=5, action_dim=None, network={"actions": None})
+    second.initialise_from(tmp_path / "model.pt")
+    wanted = first.network.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in second.network.state_dict().items())
+
+
+def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
+    trained(tmp_path)
+    with pytest.raises(ConfigError, match=r"does not fit this network in .* tensors.*init_from"):
+        make_tokens_module(network={"ffn_dim": 64}).initialise_from(tmp_path / "weights.safetensors")
+
+
 def test_sample_videos_show_rollouts_beside_the_truth(tmp_path: Path) -> None:
     grid = VideoGrid(str(tmp_path / "samples"), every_n_steps=None, num_samples=2)
     fit_tiny(make_tokens_module(), tmp_path, 2, grid, data=make_tokens_data(), limit_val_batches=None)
