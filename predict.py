@@ -6,6 +6,7 @@ python predict.py ckpt=<run folder | weights.safetensors | .ckpt> num_frames=81 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ logger = logging.getLogger("longtake")
 
 def main(cfg: DictConfig) -> int:
     """Makes every video that the config asks for. Returns 1 if one failed and `keep_going` was set."""
-    from launcher.predict_jobs import check_predict, jobs, output_folder, prepared
+    from launcher.predict_jobs import check_predict, output_folder, prepared
     from longtake.generate_tokens import TokenModel
 
     check_predict(cfg)
@@ -39,24 +40,40 @@ def main(cfg: DictConfig) -> int:
         return 0
     reports: list[SampleReport] = []
     failures = 0
-    for job in jobs(cfg, model):
+    for name, make in _wanted(cfg, model, folder):
         try:
-            reports += _make(cfg, model, job, folder, len(reports) + failures)
+            reports += make(len(reports) + failures)
         except (ConfigError, DataError) as error:
             if not cfg.keep_going:
                 raise
             failures += cfg.num_samples
-            logger.error("%s failed: %s", job.name, error)
+            logger.error("%s failed: %s", name, error)
     if not reports:
         raise DataError("no video was made; every start failed (see above).")
     _finish(cfg, model, folder, reports, failures)
     return 1 if failures else 0
 
 
+def _wanted(cfg: DictConfig, model: VideoModel, folder: Path) -> Iterator[tuple[str, Callable[[int], Any]]]:
+    """Yields the name of every start, and what makes its videos, numbered from the number that it gets."""
+    from launcher.predict_jobs import jobs
+
+    if cfg.spec is not None:
+        from launcher.spec_jobs import make_views, spec_jobs
+
+        for name, ready in spec_jobs(cfg, model):
+            yield name, lambda _, ready=ready: make_views(cfg, model, ready(), folder)
+        return
+    for job in jobs(cfg, model):
+        yield job.name, lambda number, job=job: _make(cfg, model, job, folder, number)
+
+
 def _make(cfg: DictConfig, model: VideoModel, job: Any, folder: Path, number: int) -> list[SampleReport]:
     """Makes the videos of one start and returns their figures."""
     from fractions import Fraction
 
+    from launcher.spec_videos import view_names
+    from longtake.media.view_files import ViewLayout
     from longtake.rollout_report import Truth, write_rollout
 
     generation = model.generate(
@@ -75,7 +92,8 @@ def _make(cfg: DictConfig, model: VideoModel, job: Any, folder: Path, number: in
         truth = Truth(job.truth, model.video_encoder, generation.request.plan, model.device)
     folders = [folder / f"sample_{number + sample:03d}" for sample in range(cfg.num_samples)]
     fps = Fraction(str(cfg.fps)) if cfg.fps is not None else model.fps
-    reports = write_rollout(generation, folders, fps=fps, truth=truth, only_eval=cfg.only_eval)
+    layout = ViewLayout.of_rig(view_names(model), model.spec.data.get("rig"))
+    reports = write_rollout(generation, folders, fps=fps, truth=truth, only_eval=cfg.only_eval, layout=layout)
     for report, place in zip(reports, folders, strict=True):
         shown = ("psnr_db", "copy_last_psnr_db", "vae_ceiling_psnr_db", "psnr_to_recoded_db", "seconds_per_chunk")
         figures = {name: value for name, value in report.metrics().items() if name in shown}

@@ -15,10 +15,11 @@ _SAMPLES = 64
 
 
 def describe(info: DatasetInfo, split: str) -> dict[str, Any]:
-    """Returns {"action_names", "action_typical", "view_names", "tokens", "text"} of a set, plain JSON.
+    """Returns {"action_names", "action_typical", "view_names", "rig", "tokens", "text"} of a set, plain JSON.
 
-    "tokens" is what the set says of its tokens; None where it has none. "text" is the config node of the encoder that
-    made cached texts, with its vocabulary; None where there are none.
+    "rig" says where the views belong; None for one view. "tokens" is what the set says of its tokens; None where it has
+    none. "text" is the config node of the encoder that made cached texts, with its vocabulary; None where there are
+    none.
 
     Args:
         info: the set.
@@ -29,6 +30,7 @@ def describe(info: DatasetInfo, split: str) -> dict[str, Any]:
         "action_names": list(source.action_names),
         "action_typical": typical_sizes(info, split) if source.action_names else [],
         "view_names": list(source.view_names),
+        "rig": source.rig,
         "tokens": source.tokens,
         "text": (source.latents or {}).get("text"),
     }

@@ -19,7 +19,7 @@ def diffusion(cfg: DictConfig) -> Iterator[str]:
         return
     from longtake.geometry import pixel_frames
     from longtake.objectives.slot_objective import SlotObjective
-    from longtake.rollout.plan import plan_rollout
+    from longtake.rollout.sliding_plan import plan_of
 
     def check() -> None:
         node = _plain(cfg.module)
@@ -31,7 +31,7 @@ def diffusion(cfg: DictConfig) -> Iterator[str]:
         context = node.get("num_context_frames")
         if context is None:
             context = pixel_frames(trained.chunk_lat, _RATIO_TIME) if rollout.kind == "memory" else 0
-        plan_rollout(rollout.kind, num_frames_px=context + 1, context_px=context, trained=trained)
+        plan_of(rollout, num_frames_px=context + 1, context_px=context, trained=trained)
 
     yield from _complaint(check)
 

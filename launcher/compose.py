@@ -43,15 +43,15 @@ def compose(config_name: str, overrides: Sequence[str], config_dir: str | Path =
         cfg = _compose(config_name, overrides, config_dir)
     except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         raise explain(error, config_name, overrides, config_dir) from error
-    choices = cfg.hydra.runtime.choices
+    choices, given = cfg.hydra.runtime.choices, list(cfg.hydra.overrides.task)
     with open_dict(cfg):
         del cfg["hydra"]
-    finish(cfg, choices)
+    finish(cfg, choices, given)
     return cfg
 
 
-def finish(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
-    """Notes the chosen experiment in `run.experiment` and checks what holds for every config.
+def finish(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
+    """Notes the chosen experiment in `run.experiment` and the keys that were given in `given`, and checks the config.
 
     Raises:
         ConfigError: a value that must be given is missing, an interpolation leads nowhere, or a value does
@@ -60,6 +60,8 @@ def finish(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
     if "run" in cfg:
         cfg.run.experiment = choices.get("experiment") or "train"
         cfg.run.data = choices.get("data")
+    if "given" in cfg:
+        cfg.given = [_key_of(override) for override in overrides]
     written = dict(flat(OmegaConf.to_container(cfg, resolve=False)))
     missing = sorted(key for key, value in written.items() if isinstance(value, str) and value == "???")
     if missing:

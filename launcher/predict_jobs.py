@@ -53,6 +53,7 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
     if cfg.input is not None and not isinstance(cfg.input, str):
         yield f"input is {cfg.input!r}; expected a path, held_out or nothing. Change `input`."
     yield from _input_problems(cfg)
+    yield from _spec_problems(cfg)
     if cfg.precision not in (None, "float32", "bfloat16"):
         yield f"precision is {cfg.precision!r}; expected float32, bfloat16 or null. Change `precision`."
     if cfg.device not in ("auto", "cpu", "cuda"):
@@ -64,6 +65,34 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
             raise ValueError
     except (ValueError, ZeroDivisionError):
         yield f"fps is {cfg.fps!r}; expected a number above 0 or a fraction such as 35/3. Change `fps`."
+
+
+_OF_SPECS = (
+    "n_views",
+    "num_conditional_frames",
+    "control_weight",
+    "enable_autoregressive",
+    "num_chunks",
+    "save_combined_views",
+)
+
+
+def _spec_problems(cfg: DictConfig) -> Iterator[str]:
+    for key in ("n_views", "num_chunks"):
+        value = cfg[key]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            yield f"{key} is {value!r}; expected a whole number of 1 or more. Change `{key}`."
+    for key in ("enable_autoregressive", "save_combined_views"):
+        if cfg[key] is not None and not isinstance(cfg[key], bool):
+            yield f"{key} is {cfg[key]!r}; expected true or false. Change `{key}`."
+    if cfg.spec is None:
+        for key in _OF_SPECS:
+            if cfg[key] is not None:
+                yield f"{key} is given without spec; it changes what a spec says. Give `spec`, or leave out `{key}`."
+        return
+    for key in ("input", "input_type", "prompts_file", "num_context_frames"):
+        if cfg[key] is not None:
+            yield f"{key} and spec are both given; a spec says what to start from. Leave out `{key}`."
 
 
 def _input_problems(cfg: DictConfig) -> Iterator[str]:

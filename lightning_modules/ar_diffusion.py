@@ -15,13 +15,15 @@ from torchmetrics import MeanMetric
 
 from lightning_modules.base import built
 from lightning_modules.generative import GenerativeModule, Node, position_of
-from longtake.geometry import latent_frames, pixel_frames
+from longtake.errors import ConfigError
+from longtake.geometry import covering_latent_frames, latent_frames, pixel_frames
 from longtake.model_spec import DiffusionSpec
 from longtake.objectives.slot_objective import SlotObjective
 from longtake.rollout.conditions import clip_conditions
 from longtake.rollout.noise import NoiseKey
-from longtake.rollout.plan import RolloutPlan, check_rollout
-from longtake.streaming import VideoChunk, decoded
+from longtake.rollout.plan import check_rollout
+from longtake.rollout.sliding_plan import AnyPlan, SlidingPlan
+from longtake.streaming import VideoChunk, decoded, to_uint8
 from longtake.types import Clip, Conditions
 from longtake.work import Work
 
@@ -76,6 +78,16 @@ class ARDiffusion(GenerativeModule):
             for name, parameter in self.network.named_parameters():
                 parameter.requires_grad_(".self_attn." in name)
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        views = getattr(self.network, "views", None)
+        names = tuple(self._data.get("view_names", ()))
+        if views is not None and names and names != views.names:
+            raise ConfigError(
+                f"the data has the views {', '.join(names)}, the network those of a rig with {', '.join(views.names)}; "
+                "expected the same in the same order. Change `network/views` (its rig) or `data`."
+            )
+
     def data_requirements(self) -> dict[str, int | None]:
         return {"action_dim": self.action_dim, "latent_channels": None}
 
@@ -110,7 +122,7 @@ class ARDiffusion(GenerativeModule):
         latents = self.codes_of(batch)
         num_lat = latents.shape[2]
         conditions = clip_conditions(
-            self.with_text(batch),
+            self.with_control(self.with_text(batch)),
             chunk_lat=self._val_objective.chunk_frames(num_lat),
             num_chunks=self._val_objective.chunks_used(num_lat),
             ratio=self.ratio,
@@ -127,6 +139,16 @@ class ARDiffusion(GenerativeModule):
             return batch.latents
         assert batch.video is not None, "a batch holds latents or pixels"
         return self.video_encoder.encode(batch.video.float() / 127.5 - 1)
+
+    @torch.no_grad()
+    def with_control(self, batch: Clip) -> Clip:
+        """Returns the batch with control videos as latents: cached ones, or encoded; without, for a plain network."""
+        if batch.control is None or getattr(self.network, "control", None) is None:
+            return dataclasses.replace(batch, control=None, control_mask=None)
+        if batch.latents is not None:
+            return batch
+        control = {kind: self.video_encoder.encode(own.float() / 127.5 - 1) for kind, own in batch.control.items()}
+        return dataclasses.replace(batch, control=control)
 
     def work(self, batch: Clip) -> Work:
         """Returns the work of a training step on one rank: forward, and twice as much backward, without encoders."""
@@ -151,10 +173,10 @@ class ARDiffusion(GenerativeModule):
         return pixel_frames(self.trained_for.chunk_lat, self.ratio) if self.rollout.kind == "memory" else 0
 
     @torch.no_grad()
-    def rollout_frames(self, batch: Clip, plan: RolloutPlan, seed: int | None = None) -> Iterator[VideoChunk]:
+    def rollout_frames(self, batch: Clip, plan: AnyPlan, seed: int | None = None) -> Iterator[VideoChunk]:
         batch = batch.to(self.device)
         conditions = clip_conditions(
-            self.with_text(batch),
+            self.with_control(self.with_text(batch)),
             chunk_lat=plan.trained.chunk_lat,
             num_chunks=plan.num_chunks,
             ratio=self.ratio,
@@ -162,6 +184,9 @@ class ARDiffusion(GenerativeModule):
         )
         if not self.action_dim:
             conditions = dataclasses.replace(conditions, actions=None)
+        if isinstance(plan, SlidingPlan):
+            yield from self._window_frames(batch, plan, conditions, seed)
+            return
         chunks = self.rollout(
             self.eval_network,
             self.codes_of(batch)[:, :, : plan.start_lat],
@@ -171,6 +196,31 @@ class ARDiffusion(GenerativeModule):
             self.noise_key(batch, seed),
         )
         yield from decoded(chunks, self.video_encoder, plan)
+
+    def _window_frames(
+        self, batch: Clip, plan: SlidingPlan, conditions: Conditions, seed: int | None
+    ) -> Iterator[VideoChunk]:
+        """Yields the frames of a rollout of one window: clips are no longer, and each window counts its own frames."""
+        assert plan.num_chunks == 1, f"rollouts while training are one window long, this one has {plan.num_chunks}"
+        start = self._start_frames(batch, plan.start_needed_px)
+        chunks = self.rollout(
+            self.eval_network,
+            start,
+            conditions,
+            plan,
+            self.solver,
+            self.noise_key(batch, seed),
+            codec=self.video_encoder,
+        )
+        for chunk in chunks:
+            yield VideoChunk(chunk.index, chunk.start, to_uint8(chunk.frames), chunk.num_given)
+
+    def _start_frames(self, batch: Clip, count: int) -> Tensor:
+        """Returns the first frames of clips in [-1, 1], [b v t c h w]: pixels, or what cached codes decode to."""
+        if batch.video is not None:
+            return batch.video[:, :, :count].float() / 127.5 - 1
+        latents = self.codes_of(batch)[:, :, : max(1, covering_latent_frames(count, self.ratio))]
+        return self.video_encoder.decode(latents.to(self.device))[:, :, :count]
 
     # Files
 

@@ -19,7 +19,8 @@ from longtake.model_spec import ModelSpec, without_folders
 from longtake.optimizers import HIDDEN
 from longtake.provenance import commit
 from longtake.rollout.noise import NoiseKey
-from longtake.rollout.plan import RolloutPlan, TrainedFor, plan_rollout
+from longtake.rollout.plan import TrainedFor
+from longtake.rollout.sliding_plan import AnyPlan, plan_of
 from longtake.streaming import VideoChunk, to_uint8
 from longtake.types import Clip
 from longtake.work import matmul_dtype
@@ -74,7 +75,7 @@ class GenerativeModule(AveragedModule):
         """Returns what the network works on, [b v t ...] in latent frames: cached, or encoded from pixels."""
 
     @abstractmethod
-    def rollout_frames(self, batch: Clip, plan: RolloutPlan, seed: int | None = None) -> Iterator[VideoChunk]:
+    def rollout_frames(self, batch: Clip, plan: Any, seed: int | None = None) -> Iterator[VideoChunk]:
         """Yields the frames of rollouts that start as the clips of a batch do, chunk by chunk.
 
         Args:
@@ -190,17 +191,17 @@ class GenerativeModule(AveragedModule):
         """Whether codes can be decoded to frames."""
         return self.video_encoder is not None
 
-    def plan(self, num_frames_px: int, context_px: int | None = None) -> RolloutPlan:
-        """Returns the plan of a rollout; without `context_px` of one that starts as rollouts do by default."""
+    def plan(self, num_frames_px: int, context_px: int | None = None) -> Any:
+        """Returns the plan of a rollout (`RolloutPlan` or `SlidingPlan`); without `context_px` of one that starts as rollouts do by default."""
         given = self.default_context_px if context_px is None else context_px
-        return plan_rollout(self.rollout.kind, num_frames_px=num_frames_px, context_px=given, trained=self.trained_for)
+        return plan_of(self.rollout, num_frames_px=num_frames_px, context_px=given, trained=self.trained_for)
 
     def noise_key(self, batch: Clip, seed: int | None) -> NoiseKey:
         """Returns the key of the noise of rollouts: the clips' names."""
         return NoiseKey(self.seed if seed is None else seed, tuple(batch.key))
 
     @torch.no_grad()
-    def truth_frames(self, batch: Clip, plan: RolloutPlan) -> np.ndarray:
+    def truth_frames(self, batch: Clip, plan: AnyPlan) -> np.ndarray:
         """Returns the true frames of a rollout, uint8 [b v t h w c]: pixels, or what cached codes decode to."""
         if batch.video is not None:
             return to_uint8(batch.video[:, :, : plan.num_frames_px].float() / 127.5 - 1)

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from longtake.actions import resolve_actions
 from longtake.errors import ConfigError
 from longtake.geometry import pixel_frames
-from longtake.media.grid import resize
+from longtake.media.grid import fitted
 from longtake.media.images import IMAGE_SUFFIXES, read_image
 from longtake.media.read import read_video
 from longtake.model_spec import ModelSpec
-from longtake.rollout.plan import RolloutPlan, TrainedFor, check_rollout, plan_rollout
+from longtake.rollout.plan import TrainedFor, check_rollout
+from longtake.rollout.sliding_plan import AnyPlan, plan_of
 from longtake.streaming import VideoChunk
 
 logger = logging.getLogger("longtake")
@@ -51,7 +52,7 @@ class Request:
         notices: what the caller should know.
     """
 
-    plan: RolloutPlan
+    plan: AnyPlan
     start: Frames
     actions: np.ndarray | None
     prompt: str | None
@@ -208,8 +209,8 @@ class VideoModel(ABC):
         if num_samples < 1:
             raise ConfigError(f"num_samples is {num_samples}; expected 1 or more. Change `num_samples`.")
         frames, tokens, notices = self._given(start, num_context_frames)
-        plan = plan_rollout(
-            self.rollout.kind,
+        plan = plan_of(
+            self.rollout,
             num_frames_px=int(self.spec.video["num_frames"]) if num_frames is None else num_frames,
             context_px=frames.shape[1],
             trained=self._trained,
@@ -311,12 +312,3 @@ def _used(frames: Frames, num_context_frames: int | None, ratio: int) -> tuple[F
     if usable == there:
         return frames, []
     return frames[:, there - usable :], [f"the start has {there} frames; the last {usable} are used (1 + k*{ratio})."]
-
-
-def fitted(frames: Frames, height: int, width: int) -> Frames:
-    """Returns frames [t h w c] cut to the wanted aspect ratio around the middle and resized."""
-    rows, columns = frames.shape[1:3]
-    scale = min(rows / height, columns / width)
-    cut_rows, cut_columns = max(1, round(height * scale)), max(1, round(width * scale))
-    top, left = (rows - cut_rows) // 2, (columns - cut_columns) // 2
-    return resize(frames[:, top : top + cut_rows, left : left + cut_columns], height, width)

@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from longtake.generate import Request, VideoModel, logger, with_given
+from longtake.generate import Generation, Request, VideoModel, logger, with_given
+from longtake.generate_windows import WindowInputs, default_inputs, window_stream
 from longtake.model_spec import DiffusionSpec
 from longtake.rollout.conditions import clip_conditions
 from longtake.rollout.noise import NoiseKey
-from longtake.rollout.plan import RolloutPlan
+from longtake.rollout.plan import RolloutPlan, check_rollout
+from longtake.rollout.sliding_plan import AnyPlan, SlidingPlan, plan_of
 from longtake.streaming import VideoChunk, decoded, to_unit_range
 from longtake.types import Clip, Conditions
+
+T = TypeVar("T")
 
 
 class DiffusionModel(VideoModel):
@@ -64,7 +68,7 @@ class DiffusionModel(VideoModel):
         )
         more = {} if negative is None else {"negative": negative}
         chunks = self.rollout(self.network, clip.latents, conditions, plan, self.solver, key, **more)
-        yield from self._in_precision(decoded(chunks, self.video_encoder, plan))
+        yield from self.in_precision(decoded(chunks, self.video_encoder, plan))
 
     def encode(self, frames: np.ndarray) -> Tensor:
         """Returns the latents [b v t c h w] of frames, uint8 [b v t h w c]; t = 0 for none."""
@@ -74,10 +78,57 @@ class DiffusionModel(VideoModel):
         geometry = self.video_encoder.geometry
         return video.new_zeros(*video.shape[:2], 0, geometry.channels, *geometry.grid(*self.size))
 
+    def generate_views(
+        self,
+        inputs: WindowInputs,
+        given_px: tuple[int, ...],
+        *,
+        num_frames: int,
+        seed: int,
+        num_samples: int,
+        name: str,
+    ) -> Generation:
+        """Returns videos of several views by sliding windows, as an iterator of chunks.
+
+        Args:
+            inputs: what is given and told.
+            given_px: how many frames of the start each view is given.
+            num_frames: length of the video, the given frames included.
+            seed: of all noise.
+            num_samples: videos of the same wish, each with noise of its own.
+            name: tells the noise of several wishes with one seed apart.
+
+        Raises:
+            ConfigError: something that cannot be done, or that the weights were not trained for.
+        """
+        check_rollout("sliding_window", self.spec.trained_for)
+        plan = plan_of(
+            self.rollout,
+            num_frames_px=num_frames,
+            context_px=given_px,
+            trained=self.spec.trained_for,
+            context_key="num_conditional_frames",
+        )
+        names = tuple(f"{name}#{sample}" for sample in range(num_samples))
+        start = inputs.start[:, : min(given_px)]  # what all views show as it was given
+        request = Request(plan, start, inputs.actions, None, None, names, seed, tuple(plan.notices()))
+        for notice in request.notices:
+            logger.info(notice)
+        return Generation(request, self._windows(inputs, plan, NoiseKey(seed, names)))
+
+    def _windows(self, inputs: WindowInputs, plan: AnyPlan, key: NoiseKey) -> Iterator[VideoChunk]:
+        assert isinstance(plan, SlidingPlan), f"windows follow a sliding plan, got {plan}"
+        return window_stream(self, inputs, plan, key)
+
     def _stream(self, request: Request) -> Iterator[VideoChunk]:
         count = len(request.names)
         for notice in request.notices:
             logger.info(notice)
+        if self.rollout.kind == "sliding_window":
+            inputs = default_inputs(request.start, request.prompt, request.negative_prompt, request.actions)
+            yield from self._windows(inputs, request.plan, NoiseKey(request.seed, request.names))
+            return
+        assert isinstance(request.plan, RolloutPlan)
         actions = None
         if request.actions is not None:
             actions = torch.from_numpy(request.actions)[None].expand(count, -1, -1).to(self.device)
@@ -98,7 +149,7 @@ class DiffusionModel(VideoModel):
         dtype = getattr(torch, self.precision)
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
-    def _in_precision(self, chunks: Iterator[VideoChunk]) -> Iterator[VideoChunk]:
+    def in_precision(self, chunks: Iterator[T]) -> Iterator[T]:
         """Computes each chunk in the model's precision, and leaves that of the caller alone between chunks."""
         while True:
             with self._precision():

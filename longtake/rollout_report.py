@@ -17,11 +17,13 @@ from torch import Tensor
 
 from longtake.generate import Generation
 from longtake.media.gif import comparison, save_gif
-from longtake.media.grid import contact_sheet, evenly, hstack
+from longtake.media.grid import contact_sheet, evenly
+from longtake.media.view_files import ViewFiles, ViewLayout
+from longtake.media.view_files import wide as side_by_side
 from longtake.media.write import VideoWriter, save_image, write_bytes
 from longtake.metrics.baselines import copy_last
 from longtake.metrics.frames import change, mean_colour, psnr, sharpness, ssim, unit_frames
-from longtake.rollout.plan import RolloutPlan
+from longtake.rollout.sliding_plan import AnyPlan, SlidingPlan
 from longtake.streaming import StreamDecoder, VideoChunk, to_uint8, to_unit_range
 
 _SHEET_FRAMES = 16
@@ -98,14 +100,17 @@ class Truth:
         device: of the encoder.
     """
 
-    def __init__(self, frames: np.ndarray, codec: Codec, plan: RolloutPlan, device: torch.device) -> None:
+    def __init__(self, frames: np.ndarray, codec: Codec, plan: AnyPlan, device: torch.device) -> None:
         self.frames, self._plan = frames, plan
-        self._codec = codec
+        self._codec, self._device = codec, device
+        self._latents: Tensor | None = None
+        self._state: Any = None
+        if isinstance(plan, SlidingPlan):
+            return  # each window is a causal start of its own, encoded when it comes
         ratio, length = plan.trained.ratio, frames.shape[1]
         usable = length - (length - 1) % ratio if length else 0
         with torch.no_grad():
             self._latents = codec.encode(to_unit_range(frames[:, :usable], device)[None]) if usable else None
-        self._state: Any = None
 
     def of(self, chunk: VideoChunk) -> tuple[np.ndarray, np.ndarray]:
         """Returns true and re-coded frames of a chunk, uint8 [v t h w c]; both may be shorter than it, or empty.
@@ -113,6 +118,8 @@ class Truth:
         Must be called for every chunk in order: decoding carries its state from one to the next.
         """
         true = self.frames[:, chunk.start : chunk.stop]
+        if isinstance(self._plan, SlidingPlan):
+            return true, self._window(chunk, self._plan)
         if self._latents is None:
             return true, true[:, :0]
         size = self._plan.trained.chunk_lat
@@ -123,6 +130,16 @@ class Truth:
             video, self._state = self._codec.decode_stream(part, self._state)
         return true, to_uint8(video)[0][:, : true.shape[1]]
 
+    def _window(self, chunk: VideoChunk, plan: SlidingPlan) -> np.ndarray:
+        """Returns what the encoder makes of the new frames of a window; empty where the truth ends inside of it."""
+        start, stop = plan.windows.window_of(chunk.index)
+        true = self.frames[:, start:stop]
+        if true.shape[1] < stop - start:
+            return true[:, :0]
+        with torch.no_grad():
+            video = self._codec.decode_stream(self._codec.encode(to_unit_range(true, self._device)[None]), None)[0]
+        return to_uint8(video)[0][:, chunk.start - start : chunk.stop - start]
+
 
 def write_rollout(
     generation: Generation,
@@ -131,11 +148,13 @@ def write_rollout(
     fps: Fraction,
     truth: Truth | None = None,
     only_eval: bool = False,
+    layout: ViewLayout | None = None,
 ) -> list[SampleReport]:
     """Makes the videos of a generation and returns their figures.
 
-    Writes to each folder output.mp4 (several views side by side), output.png and metrics.json; with a truth also
-    comparison.mp4 and comparison.gif, generated | truth | difference. A file appears under its name when it is whole.
+    Writes to each folder output.mp4 (several views side by side), output.png and metrics.json; of several views also
+    what `ViewFiles` says; with a truth also comparison.mp4 and comparison.gif, generated | truth | difference. A file
+    appears under its name when it is whole.
 
     Args:
         generation: one or more samples.
@@ -143,6 +162,7 @@ def write_rollout(
         fps: frames per second of the files.
         truth: what the videos are compared with.
         only_eval: write metrics.json only.
+        layout: what the views are called and where they belong; None: by their numbers, row by row.
 
     Raises:
         DataError: a file cannot be written.
@@ -154,19 +174,20 @@ def write_rollout(
     before: VideoChunk | None = None
     compared = [_Comparison(folder, fps) for folder in folders] if truth is not None and not only_eval else []
     with contextlib.ExitStack() as stack:
-        writers: list[VideoWriter] = []
+        files: list[ViewFiles] = []
         for chunk, seconds in _timed(generation):
-            wide = [_wide(views) for views in chunk.frames]
-            if not writers and not only_eval:
-                writers = [_writer(stack, folder / "output.mp4", fps, wide[0]) for folder in folders]
-            for writer, frames in zip(writers, wide, strict=False):
-                writer.write(frames)
+            wide = [side_by_side(views) for views in chunk.frames]
+            if not files and not only_eval:
+                places = layout or ViewLayout(tuple(f"view_{index}" for index in range(chunk.frames.shape[1])))
+                files = [stack.enter_context(ViewFiles(folder, fps=fps, layout=places)) for folder in folders]
+            for own, views in zip(files, chunk.frames, strict=False):
+                own.write(views, chunk.control)
             for sheet, frames in zip(sheets, wide, strict=True):
                 sheet += [frames[n - chunk.start].copy() for n in range(chunk.start, chunk.stop) if n in shown]
             true = truth.of(chunk) if truth is not None else None
             for pair, frames in zip(compared, wide, strict=False):
                 assert true is not None
-                pair.add(stack, frames, _wide(true[0]))
+                pair.add(stack, frames, side_by_side(true[0]))
             if chunk.num_given:
                 last_given = unit_frames(chunk.frames[0][:, chunk.num_given - 1 : chunk.num_given])
             for sample, report in enumerate(reports):
@@ -225,11 +246,6 @@ def _timed(generation: Generation) -> Iterator[tuple[VideoChunk, float]]:
 def _writer(stack: contextlib.ExitStack, path: Path, fps: Fraction, frames: np.ndarray) -> VideoWriter:
     height, width = frames.shape[1:3]
     return stack.enter_context(VideoWriter(path, fps=fps, height=height, width=width))
-
-
-def _wide(views: np.ndarray) -> np.ndarray:
-    """Returns views [v t h w c] side by side, [t h w c]."""
-    return hstack(list(views)) if len(views) > 1 else views[0]
 
 
 class _Comparison:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,12 +32,14 @@ class VideoChunk:
         start: number of its first frame.
         frames: uint8 [b v t h w c]; the last chunk ends where the wanted video ends.
         num_given: how many of its first frames belong to the start that was given.
+        control: the control frames beside them by type, uint8 [v t h w c]; None: there is no control.
     """
 
     index: int
     start: int
     frames: np.ndarray
     num_given: int
+    control: Mapping[str, np.ndarray] | None = None
 
     @property
     def stop(self) -> int:

@@ -109,6 +109,7 @@ class Conditions(TensorGroup):
         control: latents of control videos by type, [b s v f c h w].
         control_weight: how much each type counts where, 0..1, of the latents [b s v f h w], with size 1 in v, f, h and
             w where it is equal for all; None or a missing type: 1 everywhere.
+        given: which latents are given, bool [b s v f], for networks that are told; None: those at noise level 0.
     """
 
     text_emb: Tensor | None = None
@@ -122,6 +123,7 @@ class Conditions(TensorGroup):
     view_mask: Tensor | None = None
     control: dict[str, Tensor] | None = None
     control_weight: dict[str, Tensor] | None = None
+    given: Tensor | None = None
 
     @classmethod
     def stack(cls, branches: list[Conditions]) -> Conditions:

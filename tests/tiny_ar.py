@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint
@@ -86,7 +86,7 @@ def make_data(**changes: Any) -> RandomClips:
 
 
 def fit_tiny(
-    module: ARDiffusion, folder: Path, steps: int, *callbacks: Callback, data: Any = None, **settings: Any
+    module: LightningModule, folder: Path, steps: int, *callbacks: Callback, data: Any = None, **settings: Any
 ) -> Trainer:
     """Trains on one CPU process (unless told otherwise) and returns the trainer."""
     ckpt, save_every = settings.pop("ckpt", None), settings.pop("save_every", 1000)

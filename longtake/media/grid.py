@@ -36,6 +36,15 @@ def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.stack(resized)
 
 
+def fitted(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Returns frames [t h w c] cut to the wanted aspect ratio around the middle and resized, uint8."""
+    rows, columns = frames.shape[1:3]
+    scale = min(rows / height, columns / width)
+    cut_rows, cut_columns = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (rows - cut_rows) // 2, (columns - cut_columns) // 2
+    return resize(frames[:, top : top + cut_rows, left : left + cut_columns], height, width)
+
+
 def enlarge(frames: np.ndarray, min_width: int = TILE_WIDTH) -> np.ndarray:
     """Returns the video enlarged by the least whole factor that makes it `min_width` wide, uint8 [t h w c]."""
     factor = max(1, math.ceil(min_width / frames.shape[2]))

@@ -11,7 +11,7 @@ stream is float32 under autocast, as in Wan.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from longtake.networks.elementwise import RMSNorm, compute_dtype, layer_norm
 from longtake.networks.layout import ChunkLayout, Grid
 from longtake.networks.memory import LayerMemory
 from longtake.networks.softmax import dense_attention
+from longtake.networks.views import NO_VIEWS, CrossViewAttention, ViewContext
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class BlockContext:
         text: text tokens [b n l d]; None for a network without text.
         text_mask: which of them are real, bool [b n l]; None: all.
         text_index: which text a slot and view is told, int64 [b s v]; None: text 0.
+        views: who is there and who sees whom.
     """
 
     layout: ChunkLayout
@@ -43,6 +45,7 @@ class BlockContext:
     text: Tensor | None = None
     text_mask: Tensor | None = None
     text_index: Tensor | None = None
+    views: ViewContext = NO_VIEWS
 
 
 class SelfAttention(nn.Module):
@@ -67,8 +70,20 @@ class SelfAttention(nn.Module):
     ) -> tuple[Tensor, LayerMemory | None]:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in (self.norm_q(q), self.norm_k(k), v))
-        mixed, memory = self.mixer(MixerInput(x, q, k, v, context.layout, context.plan), memory)
+        if context.views.folds:
+            return self._per_view(x, q, k, v, context, memory)
+        inputs = MixerInput(x, q, k, v, context.layout, context.plan, context.views.key_mask)
+        mixed, memory = self.mixer(inputs, memory)
         return self.o(mixed), memory
+
+    def _per_view(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, context: BlockContext, memory: LayerMemory | None
+    ) -> tuple[Tensor, LayerMemory | None]:
+        """Every view is a sample of its own to the mixer: [b s (v n) ...] as [(b v) s n ...], also in memory."""
+        views, layout = context.layout.grid.views, one_view(context.layout)
+        x, q, k, v = (part.unflatten(2, (views, -1)).transpose(1, 2).flatten(0, 1) for part in (x, q, k, v))
+        mixed, memory = self.mixer(MixerInput(x, q, k, v, layout, context.plan), memory)
+        return self.o(mixed.unflatten(0, (-1, views)).transpose(1, 2).flatten(2, 3)), memory
 
 
 class CrossAttention(nn.Module):
@@ -109,6 +124,7 @@ class DiTBlock(nn.Module):
         has_text: whether there is cross-attention.
         cross_attn_norm: whether there is a norm before it.
         eps: of the norms.
+        cross_views: whether views see their neighbours.
     """
 
     def __init__(
@@ -121,11 +137,13 @@ class DiTBlock(nn.Module):
         has_text: bool,
         cross_attn_norm: bool,
         eps: float,
+        cross_views: bool = False,
     ) -> None:
         super().__init__()
         self.eps = eps
         self.modulation = nn.Parameter(torch.empty(1, 6, dim))
         self.self_attn = SelfAttention(dim, num_heads, mixer, eps)
+        self.cross_view = CrossViewAttention(dim, num_heads, eps) if cross_views else None
         self.norm3 = nn.LayerNorm(dim, eps) if has_text and cross_attn_norm else None
         self.cross_attn = CrossAttention(dim, num_heads, eps) if has_text else None
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
@@ -138,6 +156,8 @@ class DiTBlock(nn.Module):
                 nn.init.xavier_uniform_(part)
         nn.init.normal_(self.modulation, std=self.modulation.shape[-1] ** -0.5)
         self.self_attn.mixer.reset_parameters()
+        if self.cross_view is not None:
+            self.cross_view.reset_parameters(like=self.self_attn.qkv)
 
     def forward(
         self, x: Tensor, context: BlockContext, memory: LayerMemory | None
@@ -148,11 +168,18 @@ class DiTBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = (per_frame(part) for part in parts)
         hidden, memory = self.self_attn(modulated(x, shift1, scale1, self.eps, grid).to(dtype), context, memory)
         x = gated(x, hidden, gate1, grid)
+        if self.cross_view is not None and context.views.neighbours is not None:
+            x = x + self.cross_view(x, grid, context.views)
         if self.cross_attn is not None:
             hidden = x if self.norm3 is None else layer_norm(x, self.eps, self.norm3.weight, self.norm3.bias)
             x = x + self.cross_attn(hidden.to(dtype), context)
         hidden = self.ffn(modulated(x, shift2, scale2, self.eps, grid).to(dtype))
         return gated(x, hidden, gate2, grid), memory
+
+
+def one_view(layout: ChunkLayout) -> ChunkLayout:
+    """Returns the layout of a single view."""
+    return replace(layout, grid=replace(layout.grid, views=1))
 
 
 def per_frame(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from longtake.errors import ConfigError
 from longtake.networks.attention import SlotAttention
-from longtake.networks.block import BlockContext, DiTBlock, modulated, per_frame
+from longtake.networks.block import BlockContext, DiTBlock, modulated, one_view, per_frame
 from longtake.networks.conditioning import (
     TIMESTEPS,
     ActionEmbedding,
@@ -21,9 +22,11 @@ from longtake.networks.conditioning import (
     ScalarEmbedding,
     TextEmbedding,
 )
+from longtake.networks.control import Control, patch_tokens
 from longtake.networks.elementwise import at_least_float32, compute_dtype
 from longtake.networks.layout import ChunkLayout, Grid
 from longtake.networks.memory import LayerMemory, Memory
+from longtake.networks.views import NO_VIEWS, ViewContext, Views, token_mask
 from longtake.types import Conditions
 
 KEPT_PLANS = 4
@@ -47,6 +50,9 @@ class VideoDiT(nn.Module):
         frame_rate: makes the frame-rate embedding from (dim); None: the frame rate is ignored.
         cross_attn_norm: whether there is a norm before cross-attention.
         eps: of the norms.
+        views: makes from (dim) what tells views apart; None: nothing does, made for one view.
+        control: makes the branches of control videos (see `Control`); None: control is ignored.
+        given_channel: an input channel that is 1 where a latent is given (`Conditions.given`), and 0 elsewhere.
 
     Attributes:
         block_class: what to shard, checkpoint and compile, one at a time.
@@ -71,25 +77,42 @@ class VideoDiT(nn.Module):
         frame_rate: Callable[[int], FrameRateEmbedding] | None = None,
         cross_attn_norm: bool = True,
         eps: float = 1e-6,
+        views: Callable[[int], Views] | None = None,
+        control: Callable[..., Control] | None = None,
+        given_channel: bool = False,
     ) -> None:
         super().__init__()
         _check_sizes(dim, num_heads, num_layers, patch_size)
         self.dim, self.ffn_dim, self.num_heads, self.eps = dim, ffn_dim, num_heads, eps
         self.in_channels, self.out_channels = in_channels, out_channels or in_channels
         self.patch_size = (patch_size[0], patch_size[1], patch_size[2])
-        self.patch_embedding = nn.Conv3d(in_channels, dim, self.patch_size, self.patch_size)
+        self.given_channel = given_channel
+        self.views = views(dim) if views is not None else None
+        channels = in_channels + given_channel + (self.views.channels if self.views is not None else 0)
+        self.patch_embedding = nn.Conv3d(channels, dim, self.patch_size, self.patch_size)
         self.time_embedding = ScalarEmbedding(dim, freq_dim)
         self.time_projection = nn.Linear(dim, 6 * dim)
         self.text = text(dim) if text is not None else None
         self.actions = actions(dim) if actions is not None else None
         self.frame_rate = frame_rate(dim) if frame_rate is not None else None
-        self.blocks = nn.ModuleList(
-            DiTBlock(
-                dim, ffn_dim, num_heads, mixer, has_text=text is not None, cross_attn_norm=cross_attn_norm, eps=eps
-            )
-            for _ in range(num_layers)
+        make_block = partial(
+            DiTBlock,
+            dim,
+            ffn_dim,
+            num_heads,
+            mixer,
+            has_text=text is not None,
+            cross_attn_norm=cross_attn_norm,
+            eps=eps,
+            cross_views=self.views is not None and self.views.folds,
         )
+        self.blocks = nn.ModuleList(make_block() for _ in range(num_layers))
         self.head = Head(dim, self.out_channels * math.prod(self.patch_size), eps)
+        self.control = None
+        if control is not None:
+            self.control = control(
+                dim, num_layers=num_layers, channels=channels, patch_size=self.patch_size, make_block=make_block
+            )
         self._plans: dict[tuple[Any, ...], Any] = {}
         self.reset_parameters()
 
@@ -101,9 +124,12 @@ class VideoDiT(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patch_embedding.weight.data.flatten(1))
         nn.init.zeros_(self.patch_embedding.bias)  # type: ignore[arg-type]
-        for part in (self.time_embedding, self.text, self.actions, self.frame_rate, *self._layers, self.head):
+        parts = (self.time_embedding, self.text, self.actions, self.frame_rate, *self._layers, self.head)
+        for part in (*parts, self.views, self.control):
             if part is not None:
                 part.reset_parameters()
+        if self.control is not None:
+            self.control.begin_with(self._layers)
 
     def forward(
         self,
@@ -128,23 +154,32 @@ class VideoDiT(nn.Module):
         """
         grid = self.grid(x.shape)
         assert grid == layout.grid, f"latents make a grid of {grid}, the layout is for {layout.grid}"
-        tokens = at_least_float32(self._embedded(x))
+        extra = self._extra_channels(x, sigma, conditions)
+        tokens = at_least_float32(
+            patch_tokens(x if extra is None else torch.cat([x, extra], dim=4), self.patch_embedding)
+        )
         embedding = self._modulation(sigma, conditions)
         if self.actions is not None and self.actions.into == "tokens":
             tokens = _add_per_frame(tokens, self.actions(conditions), grid)
         context = self._context(tokens, embedding, conditions, layout, memory)
+        kept = memory.layers if memory is not None else [None] * self._num_memories
+        hints, control_layers = {}, kept[len(self.blocks) :]
+        if self.control is not None and conditions.control is not None:
+            hints, control_layers = self.control(x, tokens, extra, conditions, context, control_layers)
         layers = []
         for index, block in enumerate(self.blocks):
-            tokens, layer = block(tokens, context, memory.layers[index] if memory is not None else None)
+            tokens, layer = block(tokens, context, kept[index])
+            tokens = tokens + hints[index] if index in hints else tokens
             layers.append(layer)
         velocity = self._to_latents(self.head(tokens, embedding, grid), grid)
         if memory is not None and any(slot.seen for slot in layout.slots):
-            return velocity, Memory(tuple(layers), memory.committed + sum(slot.seen for slot in layout.slots))
+            committed = memory.committed + sum(slot.seen for slot in layout.slots)
+            return velocity, Memory(cast(tuple[LayerMemory, ...], (*layers, *control_layers)), committed)
         return velocity, memory
 
     def empty_memory(self) -> Memory:
         """Returns the memory at the beginning of a rollout."""
-        return Memory.empty(len(self.blocks))
+        return Memory.empty(self._num_memories)
 
     def grid(self, shape: torch.Size | tuple[int, ...]) -> Grid:
         """Returns the tokens of a slot for latents of a shape [... v f c H W].
@@ -172,8 +207,9 @@ class VideoDiT(nn.Module):
         return self._mixer.constant_memory
 
     def new_parameter_names(self) -> set[str]:
-        """Returns the mixers' parameters that a pretrained Wan does not have, for a learning rate of their own."""
-        names = set()
+        """Returns the parameters that a pretrained Wan does not have, for a learning rate of their own."""
+        own = [name for name, _ in self.named_parameters()]
+        names = {name for name in own if name.startswith(("views.", "control.")) or ".cross_view." in name}
         for index, block in enumerate(self._layers):
             prefix = f"blocks.{index}.self_attn.mixer."
             own = [name for name, _ in block.self_attn.mixer.named_parameters()]
@@ -183,7 +219,8 @@ class VideoDiT(nn.Module):
     def hidden_matrix_names(self) -> set[str]:
         """Returns the matrices between the hidden states of the blocks, what the mixers have of their own left out."""
         matrices = {name for name, parameter in self.named_parameters() if parameter.ndim == 2}
-        return {name for name in matrices if name.startswith("blocks.") and ".mixer." not in name}
+        inside = {name for name in matrices if name.startswith("blocks.") or ".blocks." in name}
+        return {name for name in inside if ".mixer." not in name}
 
     def num_flops(self, layout: ChunkLayout, batch: int, text_tokens: int = 0) -> int:
         """Returns multiply-adds x 2 of the matmuls and attention of a forward pass.
@@ -199,8 +236,15 @@ class VideoDiT(nn.Module):
             per_token += 4 * d * d + 4 * d * text_tokens
             per_text = 4 * d * d
         ends = 2 * tokens * d * patch * (self.in_channels + self.out_channels)
-        layer = tokens * per_token + text_tokens * per_text + self._mixer.num_flops(layout)
-        return batch * (len(self.blocks) * layer + ends)
+        if self.views is not None and self.views.folds:
+            views = layout.grid.views
+            mixed = views * self._mixer.num_flops(one_view(layout))
+            seen = layout.grid.tokens // layout.grid.frames * min(views - 1, self.views.most) / views
+            mixed += round(tokens * (8 * d * d + 4 * d * seen)) if views > 1 else 0
+        else:
+            mixed = self._mixer.num_flops(layout)
+        layer = tokens * per_token + text_tokens * per_text + mixed
+        return batch * (self._num_memories * layer + ends)
 
     def _plan(self, layout: ChunkLayout, memory: LayerMemory | None, device: torch.device, dtype: torch.dtype) -> Any:
         """What the layers of a pass share. Training repeats one layout, a sampler one a chunk: the last are kept."""
@@ -221,11 +265,21 @@ class VideoDiT(nn.Module):
     def _layers(self) -> list[DiTBlock]:
         return cast(list[DiTBlock], list(self.blocks))
 
-    def _embedded(self, x: Tensor) -> Tensor:
-        """[b s v f c H W] to tokens [b s l d]; the convolution's stride is its size, so it is a matmul."""
-        _, rows, columns = self.patch_size
-        patches = rearrange(x, "b s v f c (h p) (w q) -> b s (v f h w) (c p q)", p=rows, q=columns)
-        return F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+    @property
+    def _num_memories(self) -> int:
+        return len(self.blocks) + (self.control.num_layers if self.control is not None else 0)
+
+    def _extra_channels(self, x: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor | None:
+        """What is concatenated to the latents x, [b s v f e H W]; None: nothing."""
+        found = []
+        if self.given_channel:
+            given = sigma == 0 if conditions.given is None else conditions.given
+            found.append(given.to(x.dtype)[..., None, None, None].expand(*x.shape[:4], 1, *x.shape[5:]))
+        vectors = self.views.as_channels(self.views.ids(conditions, x.shape[2])) if self.views is not None else None
+        if vectors is not None:
+            channels = vectors.to(x.dtype)[:, None, :, None, :, None, None]
+            found.append(channels.expand(*x.shape[:4], -1, *x.shape[5:]))
+        return torch.cat(found, dim=4) if found else None
 
     def _to_latents(self, out: Tensor, grid: Grid) -> Tensor:
         _, rows, columns = self.patch_size
@@ -246,11 +300,22 @@ class VideoDiT(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             modulation = self.time_projection(F.silu(embedding)).unflatten(-1, (6, self.dim))
         first = memory.layers[0] if memory is not None else None
-        plan = self._plan(layout, first, tokens.device, tokens.dtype)
+        views, plan_layout = self._view_context(conditions, layout.grid), layout
+        if self.views is not None:
+            of_views = self.views.as_modulation(self.views.ids(conditions, layout.grid.views))
+            modulation = modulation if of_views is None else modulation + of_views[:, None, :, None]
+            plan_layout = one_view(layout) if views.folds else layout
+        plan = self._plan(plan_layout, first, tokens.device, tokens.dtype)
         if self.text is None:
-            return BlockContext(layout, plan, modulation)
+            return BlockContext(layout, plan, modulation, views=views)
         text, mask = self.text(conditions, tokens.shape[0])
-        return BlockContext(layout, plan, modulation, text.to(compute_dtype(text)), mask, conditions.text_index)
+        text = text.to(compute_dtype(text))
+        return BlockContext(layout, plan, modulation, text, mask, conditions.text_index, views)
+
+    def _view_context(self, conditions: Conditions, grid: Grid) -> ViewContext:
+        if self.views is not None:
+            return self.views.context(conditions, grid)
+        return NO_VIEWS if conditions.view_mask is None else ViewContext(key_mask=token_mask(conditions, grid))
 
 
 class Head(nn.Module):

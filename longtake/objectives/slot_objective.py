@@ -31,11 +31,11 @@ class TrainingPass:
 
     Attributes:
         x: latents of every slot, noised, [b s v f c h w].
-        sigma: noise level of every latent frame, [b s 1 f], or [b s 1 1] where the frames of a slot are equal.
+        sigma: noise level of every latent frame, [b s v f], with size 1 where views or frames of a slot are equal.
         layout: of the slots.
         velocity: what the target slots should predict, [b targets v f c h w].
         weight: what each latent of the target slots weighs, [b targets 1 f] or [b targets 1 1].
-        predicted: False for latents that were given, bool [b targets 1 f] or [b targets 1 1].
+        predicted: False for latents that were given, bool [b targets v f], with size 1 as in `sigma`.
     """
 
     x: Tensor
@@ -168,10 +168,10 @@ class SlotObjective(ABC):
         clean = x.index_select(1, targets)
         levels, weight = self._levels(key, layout, sigma)
         given = self._given(key, layout, frames) if sigma is None else torch.zeros(len(key), 1, 1, 1, dtype=torch.bool)
-        target_levels = torch.where(given, 0.0, levels).to(latents.device, latents.dtype)
+        target_levels = torch.where(given, self._given_levels(key), levels).to(latents.device, latents.dtype)
         noise = self._noise(key, "noise", layout.targets, layout, clean)
         x = x.index_copy(1, targets, noised(clean, noise, target_levels[..., None, None, None]))
-        sigmas = target_levels.new_zeros(len(key), len(layout.slots), 1, target_levels.shape[3])
+        sigmas = target_levels.new_zeros(len(key), len(layout.slots), *target_levels.shape[2:])
         sigmas[:, targets] = target_levels
         if self.context_noise > 0 and sigma is None and layout.contexts:
             x, sigmas = self._with_context_noise(x, sigmas, key, layout)
@@ -191,7 +191,7 @@ class SlotObjective(ABC):
         return self.noise_levels.sigma(u, layout.grid.tokens), self.noise_levels.weight(u)
 
     def _given(self, key: NoiseKey, layout: ChunkLayout, frames: int) -> Tensor:
-        """Returns which latents of the targets are given, bool [b targets 1 f], or [b 1 1 1] where none ever is."""
+        """Returns which latents of the targets are given, bool [b targets v f], with size 1 where equal for all."""
         probabilities = start_probabilities(self.first_chunk_clean, frames)
         if probabilities[0] == 1:
             return torch.zeros(len(key), 1, 1, 1, dtype=torch.bool)
@@ -199,6 +199,10 @@ class SlotObjective(ABC):
         u = uniform(key, "start", Draws([slot.chunk for slot in slots], [slot.repeat for slot in slots]))
         is_first = torch.tensor([slot.chunk == 0 for slot in slots])[:, None, None]
         return (torch.arange(frames) < pick(u, probabilities)) & is_first
+
+    def _given_levels(self, key: NoiseKey) -> Tensor | float:
+        """Returns the noise level of what is given, broadcasting to [b targets v f]."""
+        return 0.0
 
     def _noise(
         self, key: NoiseKey, purpose: str, indices: tuple[int, ...], layout: ChunkLayout, like: Tensor
@@ -218,7 +222,7 @@ class SlotObjective(ABC):
         clean = x.index_select(1, indices)
         noise = self._noise(key, "context", layout.contexts, layout, clean)
         x = x.index_copy(1, indices, noised(clean, noise, levels[..., None, None, None]))
-        return x, sigmas.index_copy(1, indices, levels.expand(-1, -1, 1, sigmas.shape[3]))
+        return x, sigmas.index_copy(1, indices, levels.expand(-1, -1, *sigmas.shape[2:]))
 
     def _dropped(self, conditions: Conditions, key: NoiseKey) -> Conditions:
         shares = [self.joint_dropout, self.text_dropout, self.action_dropout]

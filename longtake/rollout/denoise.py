@@ -121,7 +121,7 @@ def evaluate(
     Args:
         network: predicts velocities.
         slots: latents of each slot, [b v f c h w].
-        sigmas: noise level of each slot, [f] or [1].
+        sigmas: noise level of each slot, [f] or [1]; [v f] where views differ.
         conditions: of all branches and slots.
         layout: of the slots.
         memory: of all branches.
@@ -129,8 +129,9 @@ def evaluate(
     """
     x = torch.stack(list(slots), dim=1)
     x = x.repeat(guidance.branches, *[1] * (x.ndim - 1))
-    width = max(len(sigma) for sigma in sigmas)
-    sigma = torch.stack([sigma.expand(width) for sigma in sigmas])[None, :, None].expand(len(x), -1, -1, -1)
+    rows = [sigma if sigma.ndim == 2 else sigma[None] for sigma in sigmas]
+    shape = torch.broadcast_shapes(*(row.shape for row in rows))
+    sigma = torch.stack([row.expand(shape) for row in rows])[None].expand(len(x), -1, -1, -1)
     velocity, memory = network(x, sigma.to(x.device, x.dtype), conditions, layout, memory)
     return guidance.combine(velocity[:, -1].to(x.dtype)), memory
 
@@ -155,5 +156,5 @@ def advance(run: SolverRun, x: Tensor, velocity: Tensor, given: Tensor) -> Tenso
 
 
 def _batch_size(conditions: Conditions) -> int:
-    fields = dataclasses.fields(conditions)
-    return next(len(value) for value in (getattr(conditions, field.name) for field in fields) if value is not None)
+    fields = (getattr(conditions, field.name) for field in dataclasses.fields(conditions))
+    return next(len(value) for value in fields if isinstance(value, Tensor))

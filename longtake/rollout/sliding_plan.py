@@ -14,10 +14,11 @@ a longer rollout repeats the chunks of a shorter one. All counts are pixel frame
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from longtake.errors import ConfigError
 from longtake.geometry import latent_frames, pixel_frames
-from longtake.rollout.plan import TrainedFor, check_rollout
+from longtake.rollout.plan import RolloutPlan, TrainedFor, check_rollout, plan_rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +170,37 @@ class SlidingPlan:
                 f"{self.windows.chunk_px} frames with {self.windows.overlap_px} of overlap, and trimmed again."
             )
         return lines
+
+
+AnyPlan = RolloutPlan | SlidingPlan
+
+
+def plan_of(
+    rollout: Any, *, num_frames_px: int, context_px: int | tuple[int, ...], trained: TrainedFor, context_key: str = ""
+) -> AnyPlan:
+    """Returns the plan of any kind of rollout.
+
+    Args:
+        rollout: what will follow the plan.
+        num_frames_px: frames of the result, those given included.
+        context_px: frames that are given at the start; of each view only where windows slide.
+        trained: what the weights were trained for.
+        context_key: the key that holds `context_px`, for messages.
+
+    Raises:
+        ConfigError: a length that cannot be, or something that the weights were not trained for.
+    """
+    if rollout.kind != "sliding_window":
+        assert isinstance(context_px, int), "only sliding windows start each view by itself"
+        return plan_rollout(rollout.kind, num_frames_px=num_frames_px, context_px=context_px, trained=trained)
+    return plan_sliding(
+        num_frames_px=num_frames_px,
+        context_px=context_px,
+        overlap_px=rollout.chunk_overlap,
+        trained=trained,
+        allow_untrained_overlap=rollout.allow_untrained_overlap,
+        context_key=context_key or "num_context_frames",
+    )
 
 
 def plan_sliding(

@@ -40,6 +40,7 @@ MUST_BE_GIVEN = {
 }
 # and choices of another group without which that one makes no sense
 PARTNERS = {"bidirectional": "rollout=one_shot", "one_shot": "objective=bidirectional"}
+PARTNERS |= {"frame_conditioned": "rollout=sliding_window", "sliding_window": "objective=frame_conditioned"}
 TOKENS = ("next_token", "temporal_forcing", "tokens_jacobi", "ar_tokens")
 PARTNERS |= dict.fromkeys(TOKENS, "experiment=ar_tokens")
 

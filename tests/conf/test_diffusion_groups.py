@@ -19,6 +19,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = [
     (group, path.stem) for group in ("objective", "solver", "rollout") for path in sorted((CONF / group).glob("*.yaml"))
 ]
+WHOLE_CLIPS = ("bidirectional", "frame_conditioned")
 
 
 def build(group: str, name: str) -> Any:
@@ -40,7 +41,7 @@ def test_every_choice_builds(group: str, name: str) -> None:
         assert built.context_lat == 2
     elif group == "objective":
         assert isinstance(built, SlotObjective)
-        assert built.trained_for(num_frames_px=81, ratio=4).chunk_lat == (21 if name == "bidirectional" else 3)
+        assert built.trained_for(num_frames_px=81, ratio=4).chunk_lat == (21 if name in WHOLE_CLIPS else 3)
 
 
 def test_the_default_is_the_released_code_and_the_paper_is_one_override_away() -> None:

@@ -15,6 +15,7 @@ from datamodules.sources.base import RawSample
 from datamodules.video import VideoDataModule
 from datamodules.writing.shard_writer import EncodeSettings, encode_sample
 from longtake.errors import ConfigError
+from longtake.media.edges import edge_video
 from tests.datamodules.toy_set import make_toy_set, toy_info
 
 NUM_FRAMES = 21
@@ -167,5 +168,18 @@ def test_no_clip_long_enough_says_the_longest(root: Path) -> None:
 def test_unknown_view_and_control_list_the_known(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"'lefft'; expected one of: left, right"):
         module(root, views=["lefft"]).train_loader(Shard(0, 1))
-    with pytest.raises(ConfigError, match=r"expected one of: depth"):
-        module(root, control=["edge"]).train_loader(Shard(0, 1))
+    with pytest.raises(ConfigError, match=r"'dept'; expected one of: depth, edge"):
+        module(root, control=["dept"]).train_loader(Shard(0, 1))
+
+
+def test_edges_are_extracted_where_the_set_has_none(root: Path) -> None:
+    batch = next(iter(module(root, control=["edge", "depth"]).train_loader(Shard(0, 1))))
+    assert batch.control is not None
+    assert batch.control_mask is not None
+    assert batch.video is not None
+    assert batch.control_mask["edge"].all()
+    for clip in range(len(batch)):
+        for view in range(batch.video.shape[1]):
+            frames = batch.video[clip, view].permute(0, 2, 3, 1).numpy()
+            edges = batch.control["edge"][clip, view].permute(0, 2, 3, 1).numpy()
+            assert np.array_equal(edges, edge_video(frames))

@@ -52,7 +52,21 @@ def test_sizes(name: str, overrides: list[str], millions: float) -> None:
 
 
 def test_every_network_is_tested() -> None:
-    assert NETWORKS == ["video_dit_small", "video_dit_tiny", "wan_14b", "wan_1_3b"]
+    assert NETWORKS == ["video_dit_small", "video_dit_tiny", "video_dit_views", "wan_14b", "wan_1_3b"]
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("views", ["channels", "cross"])
+def test_several_views_and_control(views: str, mixer: str) -> None:
+    network = build("video_dit_views", f"network/views={views}", f"network/mixer={mixer}")
+    assert network.views is not None
+    assert network.views.names[0] == "front_wide"
+    assert network.control is not None
+    assert len(network.empty_memory().layers) == 6 + 3
+    assert network.patch_embedding.in_channels == 16 + 1 + (7 if views == "channels" else 0)
+    without = build("video_dit_views", "network.control=null", "network.views=null")
+    assert without.control is None
+    assert without.views is None
 
 
 def test_text_and_actions_are_choices() -> None:
