@@ -58,10 +58,10 @@ def _wanted(cfg: DictConfig, model: VideoModel, folder: Path) -> Iterator[tuple[
     """Yields the name of every start, and what makes its videos, numbered from the number that it gets."""
     from launcher.predict_jobs import jobs
 
-    if cfg.spec is not None:
-        from launcher.spec_jobs import make_views, spec_jobs
+    if cfg.spec is not None or cfg.n_views is not None:
+        from launcher.spec_jobs import file_job, make_views, spec_jobs
 
-        for name, ready in spec_jobs(cfg, model):
+        for name, ready in [file_job(cfg, model)] if cfg.spec is None else spec_jobs(cfg, model):
             yield name, lambda _, ready=ready: make_views(cfg, model, ready(), folder)
         return
     for job in jobs(cfg, model):

@@ -43,7 +43,7 @@ def compose(config_name: str, overrides: Sequence[str], config_dir: str | Path =
         cfg = _compose(config_name, overrides, config_dir)
     except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         raise explain(error, config_name, overrides, config_dir) from error
-    choices, given = cfg.hydra.runtime.choices, list(cfg.hydra.overrides.task)
+    choices, given = cfg.hydra.runtime.choices, cfg.hydra.overrides.task
     with open_dict(cfg):
         del cfg["hydra"]
     finish(cfg, choices, given)
@@ -61,7 +61,9 @@ def finish(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str]
         cfg.run.experiment = choices.get("experiment") or "train"
         cfg.run.data = choices.get("data")
     if "given" in cfg:
-        cfg.given = [_key_of(override) for override in overrides]
+        # not resolved: an override may hold an interpolation, which leads somewhere in `cfg` only
+        texts = OmegaConf.to_container(overrides, resolve=False) if OmegaConf.is_list(overrides) else overrides
+        cfg.given = [_key_of(str(text)) for text in texts or ()]
     written = dict(flat(OmegaConf.to_container(cfg, resolve=False)))
     missing = sorted(key for key, value in written.items() if isinstance(value, str) and value == "???")
     if missing:

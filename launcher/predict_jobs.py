@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from launcher.recorded import Job, recorded_jobs
+from launcher.recorded import Job, context_px, recorded_jobs
 from longtake.errors import ConfigError
 from longtake.generate import VideoModel
 from longtake.loading import find_weights, load
@@ -67,17 +67,13 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         yield f"fps is {cfg.fps!r}; expected a number above 0 or a fraction such as 35/3. Change `fps`."
 
 
-_OF_SPECS = (
-    "n_views",
-    "num_conditional_frames",
-    "control_weight",
-    "enable_autoregressive",
-    "num_chunks",
-    "save_combined_views",
-)
+_OF_SPECS = ("control_weight", "enable_autoregressive", "num_chunks")
+_OF_VIEWS = ("num_conditional_frames", "save_combined_views")
 
 
 def _spec_problems(cfg: DictConfig) -> Iterator[str]:
+    if cfg.input_layout not in ("time", "vertical", "horizontal"):
+        yield f"input_layout is {cfg.input_layout!r}; expected time, vertical or horizontal. Change `input_layout`."
     for key in ("n_views", "num_chunks"):
         value = cfg[key]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -89,10 +85,22 @@ def _spec_problems(cfg: DictConfig) -> Iterator[str]:
         for key in _OF_SPECS:
             if cfg[key] is not None:
                 yield f"{key} is given without spec; it changes what a spec says. Give `spec`, or leave out `{key}`."
+        yield from _one_file_problems(cfg)
         return
     for key in ("input", "input_type", "prompts_file", "num_context_frames"):
         if cfg[key] is not None:
             yield f"{key} and spec are both given; a spec says what to start from. Leave out `{key}`."
+
+
+def _one_file_problems(cfg: DictConfig) -> Iterator[str]:
+    for key in _OF_VIEWS:
+        if cfg[key] is not None and cfg.n_views is None:
+            yield f"{key} is given without spec and n_views. Give one of them, or leave out `{key}`."
+    if cfg.n_views is not None and cfg.input in (None, "held_out", "nothing"):
+        yield f"n_views is {cfg.n_views} without a video of all views; expected its path. Give `input`."
+    for key in ("prompts_file", "num_context_frames", "input_type"):
+        if cfg.n_views is not None and cfg[key] is not None:
+            yield f"{key} and n_views are both given; prompt and num_conditional_frames serve here. Leave out `{key}`."
 
 
 def _input_problems(cfg: DictConfig) -> Iterator[str]:
@@ -161,7 +169,7 @@ def _held_out(cfg: DictConfig, model: VideoModel, prompt: str | None, prefix: st
             "the weights do not say which data they were trained on, so there are no held-out clips to start from. "
             "Give `input` or `prompt`, or choose `data` (data=doom)."
         )
-    given = cfg.num_context_frames if cfg.num_context_frames is not None else model.spec.num_context_frames
+    given = context_px(cfg, model)
     length = cfg.num_frames or int(model.spec.video["num_frames"])
     for clip in held_out_clips(pixel_data(instantiate(cfg.data)), length, cfg.num_clips, split=cfg.split):
         if clip.frames.shape[1] < given:

@@ -44,6 +44,26 @@ class Job:
     truth: np.ndarray | None = None
 
 
+def context_px(cfg: DictConfig, model: VideoModel) -> int:
+    """Returns how many frames of a recorded clip are given: as asked for, else as stored.
+
+    Windows begin with what the weights were trained to start from; of more, as much as they were is given, so that what
+    comes after it is still the truth.
+    """
+    given = cfg.num_context_frames if cfg.num_context_frames is not None else model.spec.num_context_frames
+    if model.rollout.kind != "sliding_window":
+        return given
+    trained = model.spec.trained_for
+    legal = [pixel_frames(lat, trained.ratio) for lat in trained.starts_lat]
+    if given in legal or given < min(legal):
+        return given
+    usable = max(px for px in legal if px <= given)
+    logger.info(
+        "%d frames are given, not %d: windows begin with %s frames.", usable, given, " or ".join(map(str, legal))
+    )
+    return usable
+
+
 def recorded_jobs(cfg: DictConfig, model: VideoModel) -> Iterator[Job]:
     """Yields the starts of input_type=tokens and input_type=video; what comes after the given frames is the truth.
 
@@ -51,7 +71,7 @@ def recorded_jobs(cfg: DictConfig, model: VideoModel) -> Iterator[Job]:
         ConfigError: the folder, or what is in it, does not fit the weights.
         DataError: a file is damaged.
     """
-    given = cfg.num_context_frames if cfg.num_context_frames is not None else model.spec.num_context_frames
+    given = context_px(cfg, model)
     if cfg.input_type == "tokens":
         tokens_model = _token_model(model)
         for clip in _onex_clips(cfg.input_tokens_dir, tokens_model, cfg.num_clips):

@@ -16,12 +16,15 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.spec_file import read_specs
+from launcher.spec_schema import Spec, ViewSpec, checked, given_px
 from launcher.spec_videos import SpecVideos, view_names
-from launcher.view_inputs import is_text_file, read_prompt_embeddings, read_prompt_lines
+from launcher.view_inputs import is_text_file, read_prompt_embeddings, read_prompt_lines, split_views
 from longtake.actions import resolve_actions
 from longtake.errors import ConfigError
+from longtake.generate import read_start
 from longtake.generate_diffusion import DiffusionModel
 from longtake.generate_windows import WindowInputs
+from longtake.media.grid import fitted
 from longtake.media.view_files import ViewLayout
 from longtake.pretrained.weights_file import build
 from longtake.rollout.sliding_plan import check_sliding
@@ -88,6 +91,21 @@ def spec_jobs(cfg: DictConfig, model: Any) -> Iterator[tuple[str, Callable[[], W
         yield spec.name, lambda spec=spec: _Resolving(spec, cfg, diffusion).job()
 
 
+def file_job(cfg: DictConfig, model: Any) -> tuple[str, Callable[[], WindowJob]]:
+    """Returns the name of the one start of `input=<video of all views> n_views=<count>`, and what makes it ready."""
+    diffusion = _sliding_model(model)
+    path = Path(cfg.input)
+    names = view_names(model)
+    if cfg.n_views > len(names):
+        raise ConfigError(
+            f"n_views is {cfg.n_views}; expected at most {len(names)} for these weights ({', '.join(names)}). Change "
+            "`n_views`."
+        )
+    views = tuple(ViewSpec(name) for name in names[: cfg.n_views])
+    spec = Spec(path.stem, {}, views, f"input {path}", path.parent)
+    return path.stem, lambda: _OneFile(spec, cfg, diffusion).job()
+
+
 def make_views(cfg: DictConfig, model: Any, job: WindowJob, folder: Path) -> list[SampleReport]:
     """Makes the videos of one sample and returns their figures. The spec that was used is written beside them.
 
@@ -104,7 +122,7 @@ def make_views(cfg: DictConfig, model: Any, job: WindowJob, folder: Path) -> lis
         num_frames=job.num_frames,
         seed=job.seed,
         num_samples=cfg.num_samples,
-        name=job.name,
+        name="",  # the seed alone names the noise: a sample stays as it is under another name, or in another batch
     )
     place = job.folder or folder / job.name
     if job.folder is not None and (place / "metrics.json").exists():
@@ -119,8 +137,8 @@ def make_views(cfg: DictConfig, model: Any, job: WindowJob, folder: Path) -> lis
 def _sliding_model(model: Any) -> DiffusionModel:
     if not isinstance(model, DiffusionModel) or not isinstance(model.rollout, SlidingWindowRollout):
         raise ConfigError(
-            f"spec is given, and the rollout is {model.rollout.kind}; a spec is rolled out by sliding windows. Set "
-            "rollout=sliding_window, or leave out `spec`."
+            f"the rollout is {model.rollout.kind}, and spec or n_views is given; a spec is rolled out by sliding "
+            "windows, and so is n_views. Set rollout=sliding_window, or leave out `spec` and `n_views`."
         )
     return model
 
@@ -290,6 +308,35 @@ class _Resolving(SpecVideos):
             "hand_off": rollout.hand_off,
             "noise": rollout.noise,
         }
+
+
+class _OneFile(_Resolving):
+    """All views in one video, one after another in time or beside each other; its last frames are given."""
+
+    def _active(self) -> tuple[ViewSpec, ...]:
+        return self.spec.views
+
+    def _given(self) -> tuple[int, ...]:
+        count = 1 if self.cfg.num_conditional_frames is None else self.cfg.num_conditional_frames
+        return (checked("predict", "num_conditional_frames", count, given_px),) * len(self.views)
+
+    def _rate(self) -> tuple[Fraction, int]:
+        return Fraction(str(self._pick("fps", self.model.fps))), 1
+
+    def _num_frames(self, overlap: int, available: int | None) -> int:
+        return self.cfg.num_frames or self.chunk_px
+
+    def _start(self, given: tuple[int, ...], stride: int) -> np.ndarray:
+        frames = split_views(read_start(Path(self.cfg.input)), len(given), self.cfg.input_layout)
+        count = max(given)
+        if frames.shape[1] < count:
+            raise ConfigError(
+                f"{self.cfg.input} has {frames.shape[1]} frames a view; {count} are to be given. Change "
+                "`num_conditional_frames`, `input_layout` or `input`."
+            )
+        last = frames[:, frames.shape[1] - count :]
+        height, width = self.model.size
+        return np.stack([view if view.shape[1:3] == (height, width) else fitted(view, height, width) for view in last])
 
 
 def _plain(value: Any) -> Any:

@@ -247,4 +247,4 @@ class SpecVideos:
                 f"{self.spec.where}: {key} is {found}; these weights know {', '.join(types)}. Write "
                 f'{{"{types[0]}": path}}. Change `{key}`.'
             )
-        return kind or types[0]
+        return kind or next(iter(types))

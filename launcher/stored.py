@@ -40,8 +40,9 @@ def use_stored(overrides: Sequence[str]) -> None:
     spec = load_spec(path, [str(name) for name in trust] if isinstance(trust, list) else [])
     store = ConfigStore.instance()
     _forget(store)
-    # a spec of several views is rolled out by windows, unless something else is asked for
-    slides = given.get("spec") is not None and not str(spec.rollout.get("_target_")).endswith("SlidingWindowRollout")
+    # several views are rolled out by windows, unless something else is asked for
+    several = given.get("spec") is not None or given.get("n_views") is not None
+    slides = several and not str(spec.rollout.get("_target_")).endswith("SlidingWindowRollout")
     groups = {"video": spec.video, **{name: node for name, node in spec.nodes.items() if name in ("rollout", "solver")}}
     for group, node in groups.items():
         _check_plain(node, path)

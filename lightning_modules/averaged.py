@@ -102,6 +102,8 @@ class AveragedModule(BaseModule):
                 f"{name!r}, the network has {_shape(own, name)}. Change `init_from` or `network`."
             )
         self.network.load_state_dict({**own, **given})
+        if kept and hasattr(self.network, "begin_new"):
+            self.network.begin_new(kept)
         if kept:
             logger.info("%s: %d tensors keep their initial values (not in the file)", path, len(kept))
 

@@ -192,7 +192,10 @@ class GenerativeModule(AveragedModule):
         return self.video_encoder is not None
 
     def plan(self, num_frames_px: int, context_px: int | None = None) -> Any:
-        """Returns the plan of a rollout (`RolloutPlan` or `SlidingPlan`); without `context_px` of one that starts as rollouts do by default."""
+        """Returns the plan of a rollout, `RolloutPlan` or `SlidingPlan`.
+
+        Without `context_px` it is that of one that starts as rollouts do by default.
+        """
         given = self.default_context_px if context_px is None else context_px
         return plan_of(self.rollout, num_frames_px=num_frames_px, context_px=given, trained=self.trained_for)
 

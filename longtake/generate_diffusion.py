@@ -141,7 +141,8 @@ class DiffusionModel(VideoModel):
         clip = dataclasses.replace(clip, **self.text_fields([request.prompt or ""] * count))
         negative = None
         if request.negative_prompt is not None:
-            negative = Conditions(**self.text_fields([request.negative_prompt] * count))
+            fields: dict[str, Any] = self.text_fields([request.negative_prompt] * count)
+            negative = Conditions(**fields)
         for chunk in self.roll_out(clip, request.plan, NoiseKey(request.seed, request.names), negative=negative):
             yield with_given(chunk, request.start)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -126,7 +126,7 @@ class _Told:
         text = self._inputs.negative_prompt
         if text is None:
             return None
-        fields = self._model.text_fields([text] * self._num_texts)
+        fields: dict[str, Any] = self._model.text_fields([text] * self._num_texts)
         if not fields:
             raise ConfigError("negative_prompt is given, but these weights were trained without text. Leave it out.")
         return Conditions(**{name: self._of_every_sample(value) for name, value in fields.items()})
@@ -147,7 +147,7 @@ class _Told:
         """Returns the fields of texts [n 1 ...] as [samples n ...]."""
         return texts[:, 0][None].expand(self._count, *[-1] * (texts.ndim - 1))
 
-    def _text_fields(self) -> dict[str, Tensor]:
+    def _text_fields(self) -> dict[str, Any]:
         inputs, model = self._inputs, self._model
         if inputs.embeddings is not None:
             return {"text_emb": self._of_every_sample(inputs.embeddings[:, None].to(model.device))}

@@ -101,6 +101,17 @@ def test_held_out_clips_are_continued_and_measured(call: Call, tmp_path: Path) -
     assert not [path for path in out.rglob("*") if path.suffix in (".tmp", ".partial")]
 
 
+def test_weights_of_chunks_can_slide_too(call: Call, tmp_path: Path) -> None:
+    """Given are the 5 frames that a first chunk was trained to begin with, not the 9 of a whole one."""
+    words = ["rollout=sliding_window", "rollout.num_steps=2", "rollout.guidance=1", "num_frames=26", "num_clips=1"]
+    assert call(*words, "rollout.chunk_overlap=5") == 0
+    out = tmp_path / "out"
+    assert probe_video(out / "sample_000" / "output.mp4").num_frames == 26
+    found = result(out)
+    assert found["per_chunk"]["chunk"] == [0, 1, 2, 3, 4, 5]
+    assert {"psnr_db", "vae_ceiling_psnr_db", "copy_last_psnr_db"} <= set(found["metrics"])
+
+
 def test_figures_are_those_of_the_files(call: Call, tmp_path: Path, trained: Path) -> None:
     """What is given is the true start, and the copy of its last frame has the PSNR that one computes by hand."""
     assert call("num_frames=21", "num_clips=1") == 0

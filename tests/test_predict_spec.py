@@ -250,11 +250,12 @@ def test_mistakes_are_one_message_and_exit_code_2(
 ) -> None:
     content = two_views(num_chunks=1)
     for key, value in (changes or {}).items():
-        *parents, last = key.split(".")
-        place = content[parents[0]] = dict(content[parents[0]]) if parents else content
-        if not parents:
-            place = content
-        place.pop(last, None) if value is None else place.update({last: value})
+        view, _, last = key.rpartition(".")
+        place = content if not view else content.setdefault(view, {})
+        if view:
+            place = content[view] = dict(place)
+        place.pop(last, None)
+        place.update({} if value is None else {last: value})
     assert call(write(specs, content), *words) == 2
     written = capsys.readouterr().err
     assert written.count("error: ") == 1
@@ -265,6 +266,23 @@ def test_keys_of_specs_need_one(weights: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(sys, "argv", ["predict.py", f"ckpt={weights}", "trust=[tests]", "num_chunks=2"])
     assert run(predict.main, "predict", use_stored) == 2
     assert "num_chunks is given without spec" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("layout", "axis"), [("time", 0), ("vertical", 1), ("horizontal", 2)])
+def test_one_video_may_hold_all_views(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, layout: str, axis: int
+) -> None:
+    views = [np.full((7, 16, 16, 3), 60 * (index + 1), np.uint8) for index in range(3)]
+    (tmp_path / "all.mp4").write_bytes(encode_video(np.concatenate(views, axis=axis), fps=Fraction(10)))
+    (tmp_path / "captions.txt").write_text("a night drive\nrain\nlorry\n")
+    argv = ["predict.py", f"ckpt={weights}", "trust=[tests]", f"output_dir={tmp_path / 'out'}", "rollout.num_steps=1"]
+    argv += [f"input={tmp_path / 'all.mp4'}", "n_views=3", f"input_layout={layout}", "num_conditional_frames=5"]
+    monkeypatch.setattr(sys, "argv", [*argv, f"prompt={tmp_path / 'captions.txt'}", "num_frames=14"])
+    assert run(predict.main, "predict", use_stored) == 0
+    for index in range(3):
+        frames = read_video(tmp_path / "out" / "all" / "views" / f"{VIEWS[index]}.mp4")
+        assert len(frames) == 14
+        assert np.abs(frames[:5].astype(int) - 60 * (index + 1)).mean() < 4
 
 
 def test_weights_without_control_or_text_say_so(call: Call, specs: Path, tmp_path: Path, capsys: Any) -> None:

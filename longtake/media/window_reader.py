@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from longtake.errors import BadSampleError, ConfigError
+from longtake.media.containers import describe
 from longtake.media.grid import fitted
 from longtake.media.read import VideoInfo, iter_video, probe_video
 
@@ -37,16 +38,18 @@ class FrameReader:
     """Frames of one video in a wanted size and rate, read forwards.
 
     Args:
-        path: of the video.
-        key: configuration key that holds the path, for messages.
+        source: a video file, or its bytes.
+        key: configuration key that holds its path, for messages.
         size: pixel rows and columns wanted; other frames are cut around the middle and resized.
         first: frames at the front that are left out.
         stride: every how many frames one is taken.
     """
 
-    def __init__(self, path: Path, *, key: str, size: tuple[int, int], first: int = 0, stride: int = 1) -> None:
-        self._path, self._key, self._size = path, key, size
-        self._frames: Iterator[tuple[float, np.ndarray]] = islice(iter_video(path), first, None, stride)
+    def __init__(
+        self, source: Path | bytes, *, key: str, size: tuple[int, int], first: int = 0, stride: int = 1
+    ) -> None:
+        self._name, self._key, self._size = describe(source), key, size
+        self._frames: Iterator[tuple[float, np.ndarray]] = islice(iter_video(source), first, None, stride)
         self._kept: np.ndarray | None = None  # the window before, [t h w c]
         self._start = 0
 
@@ -67,7 +70,7 @@ class FrameReader:
             raise ConfigError(f"{error}; expected a video that is whole. Change `{self._key}`.") from error
         frames = kept + new
         if not frames and self._kept is None:
-            raise ConfigError(f"{self._path} has no frames there; expected a longer video. Change `{self._key}`.")
+            raise ConfigError(f"{self._name} has no frames there; expected a longer video. Change `{self._key}`.")
         last = frames[-1] if frames else self._kept[-1]  # type: ignore[index]
         frames += [last] * (stop - start - len(frames))
         self._kept, self._start = np.stack(frames), start

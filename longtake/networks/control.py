@@ -11,7 +11,7 @@ of several types sum to more than 1 they are divided by that sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Literal, cast
 
 import torch
@@ -174,11 +174,18 @@ class Control(nn.Module):
         for branch in self.branches.values():
             branch.reset_parameters()  # type: ignore[operator]
 
-    def begin_with(self, blocks: Sequence[DiTBlock]) -> None:
-        """Copies the network's blocks into those of the branches, as `init` says."""
+    def begin_with(self, blocks: Sequence[DiTBlock], kept: Set[str] | None = None) -> None:
+        """Copies the network's blocks into those of the branches, as `init` says.
+
+        Args:
+            blocks: of the network.
+            kept: only branches with parameters of these names (control.branches.<type>. ...); None: all.
+        """
         if self.init == "none":
             return
-        for branch in cast(list[ControlBranch], list(self.branches.values())):
+        for kind, branch in cast(dict[str, ControlBranch], dict(self.branches.items())).items():
+            if kept is not None and not any(name.startswith(f"control.branches.{kind}.") for name in kept):
+                continue
             for index, block in enumerate(branch.blocks):
                 like = blocks[index if self.init == "first" else self.into[index]]
                 block.load_state_dict(like.state_dict())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import partial
 from typing import Any, cast
 
@@ -205,6 +205,18 @@ class VideoDiT(nn.Module):
     def constant_memory(self) -> bool:
         """Whether memory keeps one size, whatever the length of the video."""
         return self._mixer.constant_memory
+
+    def begin_new(self, kept: Set[str]) -> None:
+        """Makes what is new begin as a copy of blocks that were just loaded: control blocks, cross-view attention.
+
+        Args:
+            kept: names of parameters that were not loaded.
+        """
+        for index, block in enumerate(self._layers):
+            if block.cross_view is not None and f"blocks.{index}.cross_view.qkv.weight" in kept:
+                block.cross_view.reset_parameters(like=block.self_attn.qkv)
+        if self.control is not None and any(name.startswith("control.") for name in kept):
+            self.control.begin_with(self._layers, kept)
 
     def new_parameter_names(self) -> set[str]:
         """Returns the parameters that a pretrained Wan does not have, for a learning rate of their own."""

@@ -202,3 +202,17 @@ def test_a_type_without_a_branch_and_a_wrong_size_are_refused() -> None:
         predicted(network, x, view_ids=IDS, control={"edge": drawn(*SHAPE)})
     with pytest.raises(ConfigError, match="same views, frames and size"):
         predicted(network, x, view_ids=IDS, control={"depth": drawn(1, 1, 2, 2, 4, 4, 4)})
+
+
+def test_what_a_base_lacks_begins_as_a_copy_of_it() -> None:
+    settings: dict[str, Any] = {"dim": 80, "ffn_dim": 96, "num_heads": 4, "num_layers": 2, "in_channels": 4}
+    base = tiny_network(FullAttention, dtype=torch.float32, seed=3, **settings)
+    network = tiny_network(FullAttention, dtype=torch.float32, control=CONTROL, **settings)
+    missing = set(network.load_state_dict(base.state_dict(), strict=False).missing_keys)
+    depth: Any = network.control.branches["depth"]  # type: ignore[union-attr, index]
+    own = depth.blocks[1].ffn[0].weight.clone()
+    assert not torch.equal(own, base.blocks[1].ffn[0].weight)  # type: ignore[union-attr, index]
+    network.begin_new({name for name in missing if ".labels." in name})
+    assert torch.equal(depth.blocks[1].ffn[0].weight, own)  # this branch was loaded, so to say
+    network.begin_new(missing)
+    assert torch.equal(depth.blocks[1].ffn[0].weight, base.blocks[1].ffn[0].weight)  # type: ignore[union-attr, index]

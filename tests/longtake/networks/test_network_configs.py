@@ -62,7 +62,7 @@ def test_several_views_and_control(views: str, mixer: str) -> None:
     assert network.views is not None
     assert network.views.names[0] == "front_wide"
     assert network.control is not None
-    assert len(network.empty_memory().layers) == 6 + 3
+    assert len(network.empty_memory().layers) == 6 + 2
     assert network.patch_embedding.in_channels == 16 + 1 + (7 if views == "channels" else 0)
     without = build("video_dit_views", "network.control=null", "network.views=null")
     assert without.control is None
