@@ -129,7 +129,8 @@ class _Told:
         fields: dict[str, Any] = self._model.text_fields([text] * self._num_texts)
         if not fields:
             raise ConfigError("negative_prompt is given, but these weights were trained without text. Leave it out.")
-        return Conditions(**{name: self._of_every_sample(value) for name, value in fields.items()})
+        told: dict[str, Any] = {name: self._of_every_sample(value) for name, value in fields.items()}
+        return Conditions(**told)
 
     def shown(self, start: int, count: int) -> dict[str, np.ndarray] | None:
         """Returns the control frames beside new frames, uint8 [v t h w c] by type; None: there is no control."""
