@@ -116,7 +116,8 @@ def test_resume_equals_no_interruption(fit: Any, tmp_path: Path) -> None:
     assert_equal(checkpoint(whole), checkpoint(parts))
     one, other = (checkpoint(folder)["optimizer_states"][0]["state"] for folder in (whole, parts))
     for index, state in one.items():
-        assert all(torch.equal(state[key], other[index][key]) for key in ("exp_avg", "exp_avg_sq", "step"))
+        assert state.keys() == other[index].keys()
+        assert all(torch.equal(value, other[index][key]) for key, value in state.items())
     assert (
         checkpoint(whole)["lr_schedulers"][0]["last_epoch"] == checkpoint(parts)["lr_schedulers"][0]["last_epoch"] == 9
     )
@@ -168,12 +169,13 @@ def test_every_debug_choice_runs(fit: Any, debug: str) -> None:
 def test_every_scheduler_runs(fit: Any, tmp_path: Path, scheduler: str) -> None:
     assert fit("run.id=a", f"scheduler={scheduler}", "scheduler.warmup_steps=2", "trainer.max_steps=4") == 0
     rates = [line["lr/0"] for line in metrics(tmp_path / "a") if "lr/0" in line]
-    assert rates[0] < rates[1] <= 1e-3
+    assert 0 < rates[0] < rates[1] <= 8e-3
 
 
 def test_two_processes_equal_one(fit: Any, tmp_path: Path) -> None:
-    assert fit("run.id=one", "trainer.max_steps=4", "data.batch_size=4", "trainer.val_check_interval=4") == 0
-    two = ["run.id=two", "trainer.max_steps=4", "data.batch_size=2", "strategy=ddp", "trainer.devices=2"]
+    adamw = "optimizer=adamw"  # Muon iterates in bfloat16, which makes more of the order of a sum than 1e-6
+    assert fit("run.id=one", "trainer.max_steps=4", "data.batch_size=4", "trainer.val_check_interval=4", adamw) == 0
+    two = ["run.id=two", "trainer.max_steps=4", "data.batch_size=2", "strategy=ddp", "trainer.devices=2", adamw]
     done = subprocess.run(
         command_line(f"run.root={tmp_path}", *two, "trainer.val_check_interval=4"),
         env=environment(),
