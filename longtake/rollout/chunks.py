@@ -20,7 +20,15 @@ from longtake.errors import ConfigError
 from longtake.networks.layout import ChunkLayout
 from longtake.networks.memory import Memory
 from longtake.rollout.conditions import ConditionSource, join_slots, of_chunks, slot_part, with_slots
-from longtake.rollout.denoise import Guidance, Network, advance, evaluate, frame_sigmas, noise_of_chunk
+from longtake.rollout.denoise import (
+    Guidance,
+    Network,
+    advance,
+    checked_context_noise,
+    evaluate,
+    frame_sigmas,
+    noise_of_chunk,
+)
 from longtake.rollout.noise import NoiseKey
 from longtake.rollout.plan import RolloutKind, RolloutPlan
 from longtake.rollout.solvers import Solver
@@ -115,14 +123,9 @@ class MemoryRollout:
         unconditional: Sequence[str] = ("text",),
         context_noise: float = 0.0,
     ) -> None:
-        if not 0 <= context_noise < 1:
-            raise ConfigError(
-                f"rollout.context_noise is {context_noise}; expected 0 or more and less than 1. "
-                "Change `rollout.context_noise`."
-            )
         self.num_steps = num_steps
         self.guidance = Guidance(guidance, tuple(unconditional))
-        self.context_noise = context_noise
+        self.context_noise = checked_context_noise(context_noise)
 
     def __call__(
         self,

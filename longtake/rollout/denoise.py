@@ -142,6 +142,19 @@ def noise_of_chunk(key: NoiseKey, purpose: str, chunk: int, like: Tensor) -> Ten
     return normal(key, purpose, Draws([chunk], [0], views, frames), size, like.device)[:, 0].to(like.dtype)
 
 
+def checked_context_noise(level: float) -> float:
+    """Returns the noise level of what a rollout remembers or hands over.
+
+    Raises:
+        ConfigError: it is no level, or leaves nothing of the context.
+    """
+    if not 0 <= level < 1:
+        raise ConfigError(
+            f"rollout.context_noise is {level}; expected 0 or more and less than 1. Change `rollout.context_noise`."
+        )
+    return level
+
+
 def frame_sigmas(sigma: float, given_lat: int, frames: int) -> Tensor:
     """Returns the noise level of the frames of a slot: [1] where all are equal, else [f] with 0 for those given."""
     if given_lat == 0:

@@ -21,7 +21,7 @@ from longtake.errors import ConfigError, unknown_choice
 from longtake.networks.layout import ChunkLayout
 from longtake.rollout.conditions import ConditionSource, of_chunks
 from longtake.rollout.cosmos_noise import cosmos_noise
-from longtake.rollout.denoise import Guidance, Network, evaluate, noise_of_chunk
+from longtake.rollout.denoise import Guidance, Network, checked_context_noise, evaluate, noise_of_chunk
 from longtake.rollout.noise import NoiseKey
 from longtake.rollout.plan import RolloutKind
 from longtake.rollout.sliding_plan import SlidingPlan
@@ -103,15 +103,11 @@ class SlidingWindowRollout:
                 f"rollout.chunk_overlap is {chunk_overlap}; expected 0 or more frames, for example 0 or 1. Change "
                 "`rollout.chunk_overlap`."
             )
-        if not 0 <= context_noise < 1:
-            raise ConfigError(
-                f"rollout.context_noise is {context_noise}; expected 0 or more and less than 1. "
-                "Change `rollout.context_noise`."
-            )
         self.num_steps = num_steps
         self.guidance = Guidance(guidance, tuple(unconditional))
         self.chunk_overlap, self.hand_off, self.noise = chunk_overlap, hand_off, noise
-        self.context_noise, self.allow_untrained_overlap = context_noise, allow_untrained_overlap
+        self.context_noise = checked_context_noise(context_noise)
+        self.allow_untrained_overlap = allow_untrained_overlap
 
     def __call__(
         self,
