@@ -89,10 +89,6 @@ class Memory:
         """Returns this memory on another device."""
         return self.map(lambda tensor: tensor.to(device))
 
-    def select(self, rows: Tensor) -> Memory:
-        """Returns the memory of some rows of the batch (indices, may repeat): one branch of guidance, some samples."""
-        return self.map(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
-
     @property
     def num_bytes(self) -> int:
         """Bytes that its tensors hold."""

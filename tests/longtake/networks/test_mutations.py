@@ -219,8 +219,11 @@ def streamed_difference(mixer: str, at_chunk: Callable[[int, Memory], Memory] | 
 @pytest.mark.parametrize("mixer", ["lact_momentum", "window2_sink1"])
 def test_rollout_catches_exchanged_branches(mixer: str) -> None:
     """State that is not keyed by the row of the batch: the two branches of guidance change places once."""
-    swap = torch.tensor([1, 0])
-    assert streamed_difference(mixer, lambda chunk, memory: memory.select(swap) if chunk == 2 else memory) > 1e-3
+
+    def exchanged(chunk: int, memory: Memory) -> Memory:
+        return memory.map(lambda tensor: tensor.flip(0)) if chunk == 2 else memory
+
+    assert streamed_difference(mixer, exchanged) > 1e-3
 
 
 def test_rollout_catches_momentum_in_one_of_the_two_passes(monkeypatch: Patch) -> None:
