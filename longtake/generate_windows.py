@@ -180,9 +180,8 @@ class _Told:
         actions = self._inputs.actions
         if actions is None:
             return None
-        own = torch.from_numpy(actions[start:stop])
-        own = torch.cat([own, own[-1:].expand(stop - start - len(own), -1)])  # past the end of the video
-        grouped = group_by_latent(own[None].to(self._model.device), self._plan.trained.ratio)
+        own = torch.from_numpy(actions[start:stop])[None].to(self._model.device)
+        grouped = window_actions(own, stop - start, self._plan.trained.ratio)
         return grouped[:, None].expand(self._count, -1, -1, -1)
 
     def _control(self, chunk: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -204,6 +203,21 @@ class _Told:
 
     def _of_all(self, group: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {kind: value.expand(self._count, *[-1] * (value.ndim - 1)) for kind, value in group.items()}
+
+
+def window_actions(actions: Tensor, num_frames: int, ratio: int) -> Tensor:
+    """Returns the actions of one window, grouped by latent frame, [b f ratio*a].
+
+    The first row is null, as it is in every clip of training: what led to a window's first frame lies before it.
+
+    Args:
+        actions: of the frames of the window, [b t a]; fewer where the video ends inside of it.
+        num_frames: frames of the window; those past the end repeat the last action.
+        ratio: pixel frames a latent frame.
+    """
+    missing = num_frames - actions.shape[1]
+    own = torch.cat([torch.zeros_like(actions[:, :1]), actions[:, 1:]], dim=1)
+    return group_by_latent(torch.cat([own, actions[:, -1:].expand(-1, missing, -1)], dim=1), ratio)
 
 
 def default_inputs(

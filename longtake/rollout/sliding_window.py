@@ -198,24 +198,28 @@ class SlidingWindowRollout:
         key: NoiseKey,
         chunk: int,
     ) -> Tensor:
-        """Returns the latents of a window whose first `counts` latents of each view are given, [b v f c h w]."""
+        """Returns the latents of a window whose first `counts` latents of each view are given, [b v f c h w].
+
+        Given latents come back clean: noise on them is for the network only, and would reach new frames when the
+        window is decoded.
+        """
         views, frames = clean.shape[1:3]
         is_given = _first(counts if len(set(counts)) > 1 else counts[:1], frames)  # one row where all views are equal
-        level = self.context_noise if chunk else 0.0
+        level, seen = self.context_noise if chunk else 0.0, clean
         if level > 0:
-            clean = (1 - level) * clean + level * noise_of_chunk(key, "context", chunk, clean)
+            seen = (1 - level) * clean + level * noise_of_chunk(key, "context", chunk, clean)
         pinned = is_given.to(clean.device)[:, :, None, None, None].expand(views, -1, -1, -1, -1)
         noise = (
             cosmos_noise(key, chunk, clean) if self.noise == "cosmos" else noise_of_chunk(key, "noise", chunk, clean)
         )
-        x = torch.where(pinned, clean, noise)
+        x = torch.where(pinned, seen, noise)
         layout = ChunkLayout.one_shot(network.grid(tuple(clean.shape[1:])))
         run = solver.begin(self.num_steps)
         for told in run.schedule.told:
             sigma = torch.where(is_given, level, torch.tensor(told, dtype=torch.float64))
             velocity, _ = evaluate(network, [x], [sigma], conditions, layout, None, self.guidance)
-            x = torch.where(pinned, clean, run.step(x, velocity))
-        return x
+            x = torch.where(pinned, seen, run.step(x, velocity))
+        return torch.where(pinned, clean, x)
 
 
 def _first(counts: Sequence[int], frames: int) -> Tensor:

@@ -170,6 +170,16 @@ def test_context_noise_is_told_and_only_on_what_is_handed_over() -> None:
     assert torch.allclose(mixed, 0.75 * clean + 0.25 * noise, atol=1e-6)
 
 
+def test_context_noise_does_not_reach_what_is_decoded() -> None:
+    """The network knows the video, so every latent that is not given comes out right whatever noise was told."""
+    video = source(33)
+    run = Run(video, overlap=5, context_noise=0.5)
+    decoded = run.chunks()
+    assert np.array_equal(to_uint8(torch.cat([chunk.frames for chunk in decoded], dim=2)), video)
+    handed = LosslessCodec().encode(run.codec.encoded[0])
+    assert torch.equal(decoded[1].latents[:, :, :2], handed)
+
+
 # What a chunk depends on
 
 
