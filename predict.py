@@ -74,7 +74,8 @@ def _make(cfg: DictConfig, model: VideoModel, job: Any, folder: Path, number: in
 
     from launcher.spec_videos import view_names
     from longtake.media.view_files import ViewLayout
-    from longtake.rollout_report import Truth, write_rollout
+    from longtake.rollout_report import write_rollout
+    from longtake.truth import truth_of
 
     generation = model.generate(
         num_frames=cfg.num_frames,
@@ -89,7 +90,7 @@ def _make(cfg: DictConfig, model: VideoModel, job: Any, folder: Path, number: in
     )
     truth = None
     if job.truth is not None:
-        truth = Truth(job.truth, model.video_encoder, generation.request.plan, model.device)
+        truth = truth_of(job.truth, model.video_encoder, generation.request.plan, model.device)
     folders = [folder / f"sample_{number + sample:03d}" for sample in range(cfg.num_samples)]
     fps = Fraction(str(cfg.fps)) if cfg.fps is not None else model.fps
     layout = ViewLayout.of_rig(view_names(model), model.spec.data.get("rig"))

@@ -4,39 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from longtake.generate import Generation
-from longtake.media.gif import comparison, save_gif
-from longtake.media.grid import contact_sheet, evenly
-from longtake.media.view_files import ViewFiles, ViewLayout
-from longtake.media.view_files import wide as side_by_side
-from longtake.media.write import VideoWriter, save_image, write_bytes
+from longtake.media.view_files import ViewLayout
+from longtake.media.write import write_bytes
 from longtake.metrics.baselines import copy_last
 from longtake.metrics.frames import change, mean_colour, psnr, sharpness, ssim, unit_frames
-from longtake.rollout.sliding_plan import AnyPlan, SlidingPlan
-from longtake.streaming import StreamDecoder, VideoChunk, to_uint8, to_unit_range
+from longtake.rollout_files import SampleFiles
+from longtake.streaming import VideoChunk
+from longtake.truth import TrueFrames, Truth
 
-_SHEET_FRAMES = 16
-_GIF_FRAMES = 240  # a GIF is held in memory, and players read all of it
 _LATE_FRAMES = 81  # at the end of a long rollout, where a collapse would show
-
-
-class Codec(StreamDecoder, Protocol):
-    """A video encoder, for what its own round trip costs."""
-
-    def encode(self, video: Tensor) -> Tensor:
-        """Returns latents of video in [-1, 1], [b v t c h w]."""
-        ...
+_MIB = 1 << 20
 
 
 @dataclass
@@ -48,6 +39,7 @@ class SampleReport:
     per_chunk: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
     num_frames: list[int] = field(default_factory=list)
+    resident_mib: list[float] = field(default_factory=list)
 
     def add(self, chunk: int, num_frames: int, values: Mapping[str, float]) -> None:
         """Notes the figures of a chunk of `num_frames` predicted frames."""
@@ -55,6 +47,7 @@ class SampleReport:
         self.num_frames.append(num_frames)
         for name, value in values.items():
             self.per_chunk.setdefault(name, []).append(value)
+        self.resident_mib.append(resident_mib())
 
     def metrics(self) -> dict[str, float]:
         """Returns the mean of each figure over the chunks, looks against the truth, and the time that the video took.
@@ -87,58 +80,15 @@ class SampleReport:
 
     def to_json(self) -> dict[str, Any]:
         """Returns {"metrics", "per_chunk"}, plain JSON."""
-        return {"metrics": self.metrics(), "per_chunk": {"chunk": self.chunks, **self.per_chunk}}
+        memory = {"resident_mib": self.resident_mib}
+        return {"metrics": self.metrics(), "per_chunk": {"chunk": self.chunks, **self.per_chunk, **memory}}
 
-
-class Truth:
-    """The true frames of a video, and what the encoder makes of them, chunk by chunk.
-
-    Args:
-        frames: uint8 [v t h w c] from the first given frame on; may be shorter than the rollout.
-        codec: the model's encoder.
-        plan: of the rollout.
-        device: of the encoder.
-    """
-
-    def __init__(self, frames: np.ndarray, codec: Codec, plan: AnyPlan, device: torch.device) -> None:
-        self.frames, self._plan = frames, plan
-        self._codec, self._device = codec, device
-        self._latents: Tensor | None = None
-        self._state: Any = None
-        if isinstance(plan, SlidingPlan):
-            return  # each window is a causal start of its own, encoded when it comes
-        ratio, length = plan.trained.ratio, frames.shape[1]
-        usable = length - (length - 1) % ratio if length else 0
-        with torch.no_grad():
-            self._latents = codec.encode(to_unit_range(frames[:, :usable], device)[None]) if usable else None
-
-    def of(self, chunk: VideoChunk) -> tuple[np.ndarray, np.ndarray]:
-        """Returns true and re-coded frames of a chunk, uint8 [v t h w c]; both may be shorter than it, or empty.
-
-        Must be called for every chunk in order: decoding carries its state from one to the next.
-        """
-        true = self.frames[:, chunk.start : chunk.stop]
-        if isinstance(self._plan, SlidingPlan):
-            return true, self._window(chunk, self._plan)
-        if self._latents is None:
-            return true, true[:, :0]
-        size = self._plan.trained.chunk_lat
-        part = self._latents[:, :, chunk.index * size : (chunk.index + 1) * size]
-        if not part.shape[2]:
-            return true, true[:, :0]
-        with torch.no_grad():
-            video, self._state = self._codec.decode_stream(part, self._state)
-        return true, to_uint8(video)[0][:, : true.shape[1]]
-
-    def _window(self, chunk: VideoChunk, plan: SlidingPlan) -> np.ndarray:
-        """Returns what the encoder makes of the new frames of a window; empty where the truth ends inside of it."""
-        start, stop = plan.windows.window_of(chunk.index)
-        true = self.frames[:, start:stop]
-        if true.shape[1] < stop - start:
-            return true[:, :0]
-        with torch.no_grad():
-            video = self._codec.decode_stream(self._codec.encode(to_unit_range(true, self._device)[None]), None)[0]
-        return to_uint8(video)[0][:, chunk.start - start : chunk.stop - start]
+    def memory_line(self, early: int = 5) -> str | None:
+        """Returns what the process held early and at the end, for people; None: the video is too short to tell."""
+        if len(self.chunks) < 2 * early:
+            return None
+        then, now = self.resident_mib[early - 1], self.resident_mib[-1]
+        return f"resident memory {then:.0f} MiB at chunk {self.chunks[early - 1]}, {now:.0f} at {self.chunks[-1]}"
 
 
 def write_rollout(
@@ -149,12 +99,13 @@ def write_rollout(
     truth: Truth | None = None,
     only_eval: bool = False,
     layout: ViewLayout | None = None,
+    action_names: Sequence[str] = (),
 ) -> list[SampleReport]:
     """Makes the videos of a generation and returns their figures.
 
     Writes to each folder output.mp4 (several views side by side), output.png and metrics.json; of several views also
-    what `ViewFiles` says; with a truth also comparison.mp4 and comparison.gif, generated | truth | difference. A file
-    appears under its name when it is whole.
+    what `ViewFiles` says; with action names also output_actions.mp4; with a truth also comparison.mp4 and, of one view,
+    comparison.gif, generated | truth | difference. A file appears under its name when it is whole.
 
     Args:
         generation: one or more samples.
@@ -163,45 +114,34 @@ def write_rollout(
         truth: what the videos are compared with.
         only_eval: write metrics.json only.
         layout: what the views are called and where they belong; None: by their numbers, row by row.
+        action_names: names of the columns of the actions, where they are to be drawn.
 
     Raises:
         DataError: a file cannot be written.
     """
     reports = [SampleReport(folder.name) for folder in folders]
-    shown = set(evenly(generation.num_frames, min(_SHEET_FRAMES, generation.num_frames)))
-    sheets: list[list[np.ndarray]] = [[] for _ in folders]
+    names = layout.names if layout is not None and len(layout.names) > 1 else ()
+    told = {"fps": fps, "num_frames": generation.num_frames, "layout": layout}
+    told |= {"actions": generation.request.actions, "action_names": action_names}
     last_given: Tensor | None = None
     before: VideoChunk | None = None
-    compared = [_Comparison(folder, fps) for folder in folders] if truth is not None and not only_eval else []
     with contextlib.ExitStack() as stack:
-        files: list[ViewFiles] = []
+        files = [] if only_eval else [stack.enter_context(SampleFiles(folder, **told)) for folder in folders]
         for chunk, seconds in _timed(generation):
-            wide = [side_by_side(views) for views in chunk.frames]
-            if not files and not only_eval:
-                places = layout or ViewLayout(tuple(f"view_{index}" for index in range(chunk.frames.shape[1])))
-                files = [stack.enter_context(ViewFiles(folder, fps=fps, layout=places)) for folder in folders]
-            for own, views in zip(files, chunk.frames, strict=False):
-                own.write(views, chunk.control)
-            for sheet, frames in zip(sheets, wide, strict=True):
-                sheet += [frames[n - chunk.start].copy() for n in range(chunk.start, chunk.stop) if n in shown]
             true = truth.of(chunk) if truth is not None else None
-            for pair, frames in zip(compared, wide, strict=False):
-                assert true is not None
-                pair.add(stack, frames, side_by_side(true[0]))
+            for sample, own in enumerate(files):
+                own.write(chunk, sample, true)
             if chunk.num_given:
                 last_given = unit_frames(chunk.frames[0][:, chunk.num_given - 1 : chunk.num_given])
             for sample, report in enumerate(reports):
                 report.seconds += seconds / len(reports)
                 if chunk.num_given < chunk.frames.shape[2]:
-                    figures = _figures(chunk, before, sample, true, truth, last_given)
+                    figures = _figures(chunk, before, sample, true, last_given, names)
                     report.add(chunk.index, chunk.frames.shape[2] - chunk.num_given, figures)
             before = chunk
-    for pair in compared:
-        pair.finish()
-    for folder, report, sheet in zip(folders, reports, sheets, strict=True):
-        if not only_eval:
-            rows = [(f"{report.name}  {generation.num_frames} frames", np.stack(sheet))]
-            save_image(folder / "output.png", contact_sheet(rows, columns=_SHEET_FRAMES, numbers=False))
+    for own in files:
+        own.finish()
+    for folder, report in zip(folders, reports, strict=True):
         write_json(folder / "metrics.json", report.to_json())
     return reports
 
@@ -228,6 +168,18 @@ def summary(reports: Sequence[SampleReport], provenance: Mapping[str, Any]) -> d
     }
 
 
+def resident_mib() -> float:
+    """Returns the memory that this process holds, MiB; where the system does not tell, the most that it ever held."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (_MIB if sys.platform == "darwin" else 1024)
+    return pages * os.sysconf("SC_PAGE_SIZE") / _MIB
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a file that appears when it is whole. Raises DataError if it cannot."""
     write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
@@ -243,48 +195,16 @@ def _timed(generation: Generation) -> Iterator[tuple[VideoChunk, float]]:
         yield chunk, time.perf_counter() - begin
 
 
-def _writer(stack: contextlib.ExitStack, path: Path, fps: Fraction, frames: np.ndarray) -> VideoWriter:
-    height, width = frames.shape[1:3]
-    return stack.enter_context(VideoWriter(path, fps=fps, height=height, width=width))
-
-
-class _Comparison:
-    """Generated | truth | difference, for as long as there is truth."""
-
-    def __init__(self, folder: Path, fps: Fraction) -> None:
-        self.folder, self.fps = folder, fps
-        self._writer: VideoWriter | None = None
-        self._frames: list[np.ndarray] = []
-        self._count = 0
-
-    def add(self, stack: contextlib.ExitStack, generated: np.ndarray, truth: np.ndarray) -> None:
-        """Adds frames [t h w c]; there may be fewer true ones, or none."""
-        if not len(truth):
-            return
-        frames = comparison(np.ascontiguousarray(generated[: len(truth)]), np.ascontiguousarray(truth))
-        if self._writer is None:
-            self._writer = _writer(stack, self.folder / "comparison.mp4", self.fps, frames)
-        self._writer.write(frames)
-        if self._count < _GIF_FRAMES:
-            self._frames.append(frames[: _GIF_FRAMES - self._count])
-        self._count += len(frames)
-
-    def finish(self) -> None:
-        """Writes the GIF of the first frames."""
-        if self._frames:
-            save_gif(self.folder / "comparison.gif", np.concatenate(self._frames), fps=self.fps)
-            self._frames = []
-
-
 def _figures(
     chunk: VideoChunk,
     before: VideoChunk | None,
     sample: int,
-    true: tuple[np.ndarray, np.ndarray] | None,
-    truth: Truth | None,
+    true: TrueFrames | None,
     last_given: Tensor | None,
+    names: Sequence[str],
 ) -> dict[str, float]:
-    """Returns the figures of the predicted frames of a chunk; views count as clips of their own.
+    """Returns the figures of the predicted frames of a chunk; views count as clips of their own. PSNR is also told for
+    each of several views, by their `names`.
 
     The change from frame to frame includes that from the frame before, so that a jump between chunks counts.
     """
@@ -294,19 +214,20 @@ def _figures(
     if earlier is None and before is not None:
         earlier = before.frames[sample][:, -1:]
     values = {"sharpness": _mean(sharpness(pred)), "frame_change": _mean(change(_after(earlier, pred)))}
-    if true is None or truth is None or true[0].shape[1] <= given:
+    if true is None or true.frames.shape[1] <= given:
         return values
-    frames, recoded = (unit_frames(part[:, given:]) for part in true)
+    frames, recoded = (unit_frames(part[:, given:]) for part in (true.frames, true.recoded))
     pred = pred[:, : frames.shape[1]]
-    first = chunk.start + given
-    true_earlier = truth.frames[:, first - 1 : first] if first else None
+    true_earlier = true.frames[:, given - 1 : given] if given else true.before
+    psnrs = psnr(pred, frames)
     values |= {
-        "psnr_db": _mean(psnr(pred, frames)),
+        "psnr_db": _mean(psnrs),
         "ssim": _mean(ssim(pred, frames)),
         "true_sharpness": _mean(sharpness(frames)),
         "true_frame_change": _mean(change(_after(true_earlier, frames))),
         "mean_colour_distance": _mean((mean_colour(pred) - mean_colour(frames)).abs().amax(1)),
     }
+    values |= {f"psnr_db@{name}": float(value) for name, value in zip(names, psnrs, strict=len(names) > 0)}
     if last_given is not None:
         copied = copy_last(last_given, frames.shape[1])
         values |= {"copy_last_psnr_db": _mean(psnr(copied, frames)), "copy_last_ssim": _mean(ssim(copied, frames))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -29,6 +30,49 @@ class _Bar:
     scale: float
 
 
+class ActionPanel:
+    """Actions drawn below the frames that they produced, for videos that come in parts.
+
+    A column that only holds 0 and 1 is a box that lights up. Any other is a bar from the middle, to the right
+    for positive values, which fills its half at the largest magnitude of the column's range.
+
+    Args:
+        actions: of the whole video, numbers [t a]; row t is what produced frame t.
+        names: names of the columns.
+        ranges: (least, largest) value of columns by name; without it, those of these actions.
+        min_width: least width of the result.
+    """
+
+    def __init__(
+        self,
+        actions: np.ndarray,
+        names: Sequence[str],
+        *,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
+        min_width: int = TILE_WIDTH,
+    ) -> None:
+        self._values = np.nan_to_num(np.asarray(actions, np.float64))
+        self._names, self._ranges, self._min_width = tuple(names), dict(ranges or {}), min_width
+        self._parts: tuple[Any, ...] | None = None
+
+    def under(self, frames: np.ndarray, start: int) -> np.ndarray:
+        """Returns frames from number `start` on, enlarged to a readable size, with the panel, uint8 [t h' w' c]."""
+        tiles = enlarge(frames, self._min_width)
+        if not self._names:
+            return tiles
+        if self._parts is None:
+            self._parts = _layout(self._values, self._names, self._ranges, tiles.shape[2])
+        off, on, boxes, bars = self._parts
+        values = self._values[start : start + len(frames)]
+        panel = np.repeat(off[None], len(frames), axis=0)
+        for column, (top, bottom, left, right) in boxes.items():
+            lit = values[:, column] > 0.5
+            panel[lit, top:bottom, left:right] = on[top:bottom, left:right]
+        for bar in bars:
+            _draw_bar(panel, values[:, bar.column], bar)
+        return np.concatenate([tiles, panel], axis=1)
+
+
 def draw_actions(
     frames: np.ndarray,
     actions: np.ndarray,
@@ -37,17 +81,14 @@ def draw_actions(
     ranges: Mapping[str, tuple[float, float]] | None = None,
     min_width: int = TILE_WIDTH,
 ) -> np.ndarray:
-    """Returns the video, enlarged to a readable size, with the actions below each frame, uint8 [t h' w' c].
-
-    A column that only holds 0 and 1 is a box that lights up. Any other is a bar from the middle, to the right
-    for positive values, which fills its half at the largest magnitude of the column's range.
+    """Returns a whole video with its actions below each frame, as `ActionPanel` draws them, uint8 [t h' w' c].
 
     Args:
         frames: uint8 [t h w c].
-        actions: numbers [t a]; row t is what produced frame t.
-        names: names of the columns.
-        ranges: (least, largest) value of columns by name; without it, those of these actions.
-        min_width: least width of the result.
+        actions: see `ActionPanel`.
+        names: see `ActionPanel`.
+        ranges: see `ActionPanel`.
+        min_width: see `ActionPanel`.
 
     Raises:
         ValueError: the lengths do not fit each other.
@@ -56,18 +97,7 @@ def draw_actions(
         raise ValueError(
             f"actions of shape {actions.shape} for {len(frames)} frames and {len(names)} names; expected [t a]"
         )
-    if not names:
-        return enlarge(frames, min_width)
-    tiles = enlarge(frames, min_width)
-    values = np.nan_to_num(np.asarray(actions, np.float64))
-    off, on, boxes, bars = _layout(values, names, ranges or {}, tiles.shape[2])
-    panel = np.repeat(off[None], len(frames), axis=0)
-    for column, (top, bottom, left, right) in boxes.items():
-        lit = values[:, column] > 0.5
-        panel[lit, top:bottom, left:right] = on[top:bottom, left:right]
-    for bar in bars:
-        _draw_bar(panel, values[:, bar.column], bar)
-    return np.concatenate([tiles, panel], axis=1)
+    return ActionPanel(actions, names, ranges=ranges, min_width=min_width).under(frames, 0)
 
 
 def _draw_bar(panel: np.ndarray, values: np.ndarray, bar: _Bar) -> None:

@@ -13,8 +13,9 @@ import torch
 from longtake.generate import Generation, Request
 from longtake.media.read import probe_video, read_video
 from longtake.rollout.plan import TrainedFor, plan_rollout
-from longtake.rollout_report import SampleReport, Truth, summary, write_rollout
+from longtake.rollout_report import SampleReport, summary, write_rollout
 from longtake.streaming import VideoChunk
+from longtake.truth import truth_of
 from tests.block_code import BlockCode
 
 TRAINED = TrainedFor(rollouts=("memory",), chunk_lat=3, starts_lat=(0, 1))
@@ -43,7 +44,7 @@ def grey(values: list[float], views: int = 1) -> np.ndarray:
 
 def write(video: np.ndarray, truth: np.ndarray | None, folder: Path, **settings: object) -> list[SampleReport]:
     generation = made(video)
-    told = None if truth is None else Truth(truth, BlockCode(), generation.request.plan, torch.device("cpu"))
+    told = None if truth is None else truth_of(truth, BlockCode(), generation.request.plan, torch.device("cpu"))
     folders = [folder / f"s{index}" for index in range(len(video))]
     return write_rollout(generation, folders, fps=Fraction(10), truth=told, **settings)  # type: ignore[arg-type]
 
