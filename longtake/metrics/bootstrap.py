@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,3 +48,30 @@ def bootstrap(values: np.ndarray, *, confidence: float = 0.95, resamples: int = 
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(means, [tail, 100 - tail])
     return Interval(float(values.mean()), float(low), float(high))
+
+
+def bootstrap_of(
+    values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Returns a function of means over clips, such as their ratio, and its 95 % bootstrap interval.
+
+    Clips are resampled, not ratios: one still clip would make a ratio of its own infinite.
+
+    Args:
+        values: finite numbers, some of each clip, [clips n].
+        statistic: from means [... n] to the figure [...].
+        resamples: how often clips are drawn with replacement.
+        seed: of these draws.
+    """
+    values = np.asarray(values, np.float64)
+    assert values.ndim == 2, f"expected some numbers a clip, got shape {values.shape}"
+    assert len(values) > 0, "there is no mean of nothing"
+    assert np.isfinite(values).all(), f"expected finite numbers, got {values}"
+    draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    low, high = np.percentile(statistic(values[draws].mean(1)), [2.5, 97.5])
+    return Interval(float(statistic(values.mean(0))), float(low), float(high))
+
+
+def ratio_of_means(above: np.ndarray, below: np.ndarray) -> Interval:
+    """Returns the ratio of the means of two numbers a clip, [clips] each, and its interval."""
+    return bootstrap_of(np.stack([above, below], axis=1), lambda means: means[..., 0] / means[..., 1])

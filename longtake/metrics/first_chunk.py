@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from longtake.metrics.baselines import blurred, copy_last
-from longtake.metrics.bootstrap import Interval, bootstrap
+from longtake.metrics.bootstrap import Interval, bootstrap, ratio_of_means
 from longtake.metrics.frames import change, psnr, sharpness
 from longtake.metrics.motion import turn_agreement
 
@@ -60,13 +60,8 @@ class Table:
             self.rows.append(Row(name, unit, bootstrap(kept), len(kept)))
 
     def add_ratio(self, name: str, above: np.ndarray, below: np.ndarray) -> None:
-        """Adds a ratio of means; clips are resampled, not ratios, since a still clip would make one infinite."""
-        rng = np.random.default_rng(0)
-        draws = rng.integers(len(above), size=(10_000, len(above)))
-        ratios = above[draws].mean(1) / below[draws].mean(1)
-        low, high = np.percentile(ratios, [2.5, 97.5])
-        value = Interval(float(above.mean() / below.mean()), float(low), float(high))
-        self.rows.append(Row(name, "ratio", value, len(above)))
+        """Adds a ratio of means over clips."""
+        self.rows.append(Row(name, "ratio", ratio_of_means(above, below), len(above)))
 
     def __getitem__(self, name: str) -> Interval:
         """Returns the figure of a line. Raises KeyError if there is none of that name."""
