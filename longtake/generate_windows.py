@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longtake.errors import ConfigError
 from longtake.geometry import group_by_latent
-from longtake.rollout.control_inputs import Weight, control_chunks
+from longtake.rollout.control_inputs import Weight, control_chunks, latent_weights
 from longtake.rollout.noise import NoiseKey
 from longtake.rollout.sliding_plan import SlidingPlan
 from longtake.rollout.sliding_window import WindowChunk
@@ -37,6 +37,10 @@ class ControlWindows(Protocol):
 
     def window(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """Returns frames [start, stop) by type, uint8 [v t h w c]; past the end the last one is repeated."""
+        ...
+
+    def where(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Returns how much control counts in each place, 0..1, float32 [v t h w], of the types that have masks."""
         ...
 
 
@@ -192,17 +196,27 @@ class _Told:
         self._window, self._window_start = source.window(start, stop), start
         latents = {kind: model.encode(frames[None]) for kind, frames in self._window.items()}
         there = {kind: torch.tensor([source.there(kind)]) for kind in latents}
+        where = {
+            kind: latent_weights(torch.from_numpy(mask)[None].to(model.device), _places(latents[kind]))
+            for kind, mask in source.where(start, stop).items()
+        }
         control, weights = control_chunks(
             latents,
             chunk_lat=self._plan.trained.chunk_lat,
             num_chunks=1,
             weight=self._inputs.control_weight,
             there=there,
+            where=where,
         )
         return self._of_all(control), self._of_all(weights)
 
     def _of_all(self, group: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {kind: value.expand(self._count, *[-1] * (value.ndim - 1)) for kind, value in group.items()}
+
+
+def _places(latents: Tensor) -> tuple[int, int, int]:
+    """Returns frames, rows and columns of latents [b v t c h w]."""
+    return latents.shape[2], latents.shape[4], latents.shape[5]
 
 
 def window_actions(actions: Tensor, num_frames: int, ratio: int) -> Tensor:

@@ -66,6 +66,39 @@ class WindowChunk:
     latents: Tensor
 
 
+@dataclass(frozen=True)
+class WindowState:
+    """All that a rollout by windows carries from window to window. Its tensors are never changed in place.
+
+    Attributes:
+        key: names the noise.
+        next_chunk: the window that comes next.
+        given: frames that it begins with, float in [-1, 1], [b v t c h w].
+    """
+
+    key: NoiseKey
+    next_chunk: int
+    given: Tensor
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns tensors and plain values only, so that it can be saved and read back without running any code."""
+        return {
+            "seed": self.key.seed,
+            "samples": list(self.key.samples),
+            "next_chunk": self.next_chunk,
+            "given": self.given,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> WindowState:
+        """Returns the state that `state_dict` described."""
+        return cls(NoiseKey(state["seed"], tuple(state["samples"])), state["next_chunk"], state["given"])
+
+    def to(self, device: torch.device | str) -> WindowState:
+        """Returns this state on another device."""
+        return dataclasses.replace(self, given=self.given.to(device))
+
+
 class SlidingWindowRollout:
     """Generates window after window.
 
@@ -120,7 +153,8 @@ class SlidingWindowRollout:
         *,
         codec: Codec,
         negative: Conditions | None = None,
-    ) -> Iterator[WindowChunk]:
+        state: WindowState | None = None,
+    ) -> WindowStream:
         """Returns the windows from the first one on as an iterator. Only the window at hand is held.
 
         Args:
@@ -134,43 +168,55 @@ class SlidingWindowRollout:
             key: names the noise, one sample an entry of the batch.
             codec: frames <-> latents.
             negative: text of the unconditional branch (text fields only); None: no text.
+            state: continue from here; `start` is then not read, but still says the size and device of the frames.
         """
         needed, there = plan.start_needed_px, start.shape[2]
         assert there == needed, f"the start has {there} frames, the plan says {needed}"
         assert len(key) == len(start), f"{len(key)} noise keys for a batch of {len(start)}"
         solver.begin(self.num_steps)  # a wrong number of steps is found before anything is computed
-        return self._windows(network, start, conditions, plan, solver, key, codec, negative)
+        return WindowStream(self, network, start, conditions, plan, solver, key, codec, negative, state)
 
-    def _windows(
+    def window(
         self,
         network: Network,
-        start: Tensor,
-        conditions: ConditionSource,
+        given: Tensor,
+        conditions: Conditions,
         plan: SlidingPlan,
         solver: Solver,
         key: NoiseKey,
+        chunk: int,
+        *,
         codec: Codec,
-        negative: Conditions | None,
-    ) -> Iterator[WindowChunk]:
-        views, windows = start.shape[1], plan.windows
-        given = start
-        for chunk in range(plan.num_chunks):
-            own = of_chunks(conditions, [chunk]) if isinstance(conditions, Conditions) else conditions(chunk)
-            counts = plan.given_lat(chunk, views)
-            told = _first(counts, plan.trained.chunk_lat)[None, None].expand(len(start), -1, -1, -1)
-            own = self.guidance.stack(dataclasses.replace(own, given=told.to(start.device)), negative)
-            with torch.no_grad():
-                clean = self._clean_latents(given, codec, plan.trained.chunk_lat)
-                latents = self._denoised(network, clean, counts, own, solver, key, chunk)
-                video = codec.decode(latents)
-            given_px = [0 if lat == 0 else 1 + (lat - 1) * plan.trained.ratio for lat in counts]
-            for view, count in enumerate(given_px):  # what was given is shown, and handed on, as it was given
-                video[:, view, :count] = given[:, view, :count]
-            first, stop = plan.frames_of(chunk)
-            skip = first - windows.window_of(chunk)[0]
-            given = self._handed_over(video[:, :, windows.stride_px :])
-            num_given = min(plan.start_px, stop) if chunk == 0 else 0
-            yield WindowChunk(chunk, first, video[:, :, skip : skip + stop - first], num_given, latents)
+        negative: Conditions | None = None,
+    ) -> tuple[WindowChunk, Tensor]:
+        """Returns one window, and the frames that the next one begins with.
+
+        Args:
+            network: see `__call__`.
+            given: frames that the window begins with, float in [-1, 1], [b v t c h w].
+            conditions: of this window, one slot.
+            plan: see `__call__`.
+            solver: see `__call__`.
+            key: see `__call__`.
+            chunk: number of the window.
+            codec: see `__call__`.
+            negative: see `__call__`.
+        """
+        views, windows = given.shape[1], plan.windows
+        counts = plan.given_lat(chunk, views)
+        told = _first(counts, plan.trained.chunk_lat)[None, None].expand(len(given), -1, -1, -1)
+        own = self.guidance.stack(dataclasses.replace(conditions, given=told.to(given.device)), negative)
+        clean = self._clean_latents(given, codec, plan.trained.chunk_lat)
+        latents = self._denoised(network, clean, counts, own, solver, key, chunk)
+        video = codec.decode(latents)
+        given_px = [0 if lat == 0 else 1 + (lat - 1) * plan.trained.ratio for lat in counts]
+        for view, count in enumerate(given_px):  # what was given is shown, and handed on, as it was given
+            video[:, view, :count] = given[:, view, :count]
+        first, stop = plan.frames_of(chunk)
+        skip = first - windows.window_of(chunk)[0]
+        num_given = min(plan.start_px, stop) if chunk == 0 else 0
+        made = WindowChunk(chunk, first, video[:, :, skip : skip + stop - first], num_given, latents)
+        return made, self._handed_over(video[:, :, windows.stride_px :])
 
     def _handed_over(self, frames: Tensor) -> Tensor:
         """Returns the last frames of a window as the next one gets them. A copy: the window itself is let go."""
@@ -220,6 +266,57 @@ class SlidingWindowRollout:
             velocity, _ = evaluate(network, [x], [sigma], conditions, layout, None, self.guidance)
             x = torch.where(pinned, seen, run.step(x, velocity))
         return torch.where(pinned, clean, x)
+
+
+class WindowStream(Iterator[WindowChunk]):
+    """A rollout under way. `state` may be saved between two windows and given to a new rollout."""
+
+    def __init__(
+        self,
+        rollout: SlidingWindowRollout,
+        network: Network,
+        start: Tensor,
+        conditions: ConditionSource,
+        plan: SlidingPlan,
+        solver: Solver,
+        key: NoiseKey,
+        codec: Codec,
+        negative: Conditions | None,
+        state: WindowState | None,
+    ) -> None:
+        self._rollout, self._network, self._conditions, self._plan = rollout, network, conditions, plan
+        self._solver, self._codec, self._negative = solver, codec, negative
+        self.state = state or WindowState(key, 0, start)
+        wanted = plan.windows.overlap_px if self.state.next_chunk else plan.start_needed_px
+        shape = (*start.shape[:2], wanted, *start.shape[3:])
+        if self.state.given.shape != shape:
+            raise ConfigError(
+                f"the saved rollout hands over frames {list(self.state.given.shape)}, and {list(shape)} are wanted "
+                "[b v t c h w]; expected a state of the same rollout. Change `rollout.chunk_overlap`."
+            )
+
+    def __len__(self) -> int:
+        """Returns how many windows are still to come."""
+        return max(0, self._plan.num_chunks - self.state.next_chunk)
+
+    @torch.no_grad()
+    def __next__(self) -> WindowChunk:
+        chunk, source = self.state.next_chunk, self._conditions
+        if chunk >= self._plan.num_chunks:
+            raise StopIteration
+        made, given = self._rollout.window(
+            self._network,
+            self.state.given,
+            of_chunks(source, [chunk]) if isinstance(source, Conditions) else source(chunk),
+            self._plan,
+            self._solver,
+            self.state.key,
+            chunk,
+            codec=self._codec,
+            negative=self._negative,
+        )
+        self.state = WindowState(self.state.key, chunk + 1, given)
+        return made
 
 
 def _first(counts: Sequence[int], frames: int) -> Tensor:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from longtake.errors import ConfigError
+from longtake.media.edges import edge_video
 from longtake.media.read import read_video
-from longtake.media.window_reader import ControlReader, FrameReader, probe, stride_of, taken
+from longtake.media.window_reader import ControlReader, EdgeReader, FrameReader, probe, stride_of, taken
 from longtake.media.write import encode_video
 
 
@@ -31,6 +32,36 @@ def test_windows_are_those_of_the_whole_video(tmp_path: Path, first: int, stride
         for start in range(0, 40, 9 - overlap):  # the last windows lie past the end
             wanted = whole[np.minimum(np.arange(start, start + 9), len(whole) - 1)]
             assert np.array_equal(reader.window(start, start + 9), wanted)
+
+
+def test_reading_may_begin_anywhere(tmp_path: Path) -> None:
+    path = video(tmp_path)
+    whole = read_video(path)
+    reader = FrameReader(path, key="a", size=(16, 24), first=2)
+    assert np.array_equal(reader.window(7, 12), whole[9:14])
+    assert np.array_equal(reader.window(11, 16), whole[13:18])
+
+
+def test_edges_are_those_of_each_frame(tmp_path: Path) -> None:
+    path = video(tmp_path)
+    edges = EdgeReader(FrameReader(path, key="a", size=(16, 24)), "very_high")
+    wanted = edge_video(read_video(path), "very_high")
+    assert np.array_equal(edges.window(0, 9), wanted[:9])
+    assert np.array_equal(edges.window(8, 17), wanted[8:17])
+    assert 0 < wanted.mean() < 128
+
+
+def test_a_mask_says_where_control_counts(tmp_path: Path) -> None:
+    frames = np.zeros((9, 16, 24, 3), np.uint8)
+    frames[4:, :, 12:] = 255
+    (tmp_path / "mask.mp4").write_bytes(encode_video(frames, fps=Fraction(10)))
+    read = {"depth": [FrameReader(video(tmp_path), key="a", size=(16, 24)), None]}
+    masks = {"depth": [FrameReader(tmp_path / "mask.mp4", key="b", size=(16, 24)), None]}
+    found = ControlReader(read, (16, 24), masks).where(0, 9)["depth"]
+    assert found.shape == (2, 9, 16, 24)
+    assert np.abs(found[0] - frames[..., 0] / 255).mean() < 0.02
+    assert found[1].min() == 1  # a view without a mask: everywhere
+    assert ControlReader(read, (16, 24)).where(0, 9) == {}
 
 
 def test_frames_of_another_size_are_fitted(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from longtake.rollout.denoise import noise_of_chunk
 from longtake.rollout.noise import NoiseKey
 from longtake.rollout.plan import TrainedFor
 from longtake.rollout.sliding_plan import SlidingPlan, plan_sliding
-from longtake.rollout.sliding_window import SlidingWindowRollout, WindowChunk
+from longtake.rollout.sliding_window import SlidingWindowRollout, WindowChunk, WindowState, WindowStream
 from longtake.rollout.solvers import Euler
 from longtake.streaming import to_uint8, to_unit_range
 from longtake.types import Conditions
@@ -42,6 +42,7 @@ class Run:
     def __init__(
         self, video: np.ndarray, chunk: int = 9, overlap: int = 1, given: int | tuple[int, ...] = 0, **settings: Any
     ) -> None:
+        state = settings.pop("state", None)
         more = {"num_steps": 2, "guidance": 1.0, **settings}
         self.plan: SlidingPlan = plan_sliding(
             num_frames_px=more.pop("num_frames", video.shape[2]),
@@ -54,8 +55,8 @@ class Run:
         rollout = SlidingWindowRollout(chunk_overlap=overlap, **more)
         key = NoiseKey(0, tuple(f"clip-{sample}" for sample in range(len(video))))
         start = to_unit_range(video[:, :, : self.plan.start_needed_px])
-        self.stream: Iterator[WindowChunk] = rollout(
-            self.network, start, self._conditions, self.plan, Euler(shift=1.0), key, codec=self.codec
+        self.stream: WindowStream = rollout(
+            self.network, start, self._conditions, self.plan, Euler(shift=1.0), key, codec=self.codec, state=state
         )
 
     def _conditions(self, chunk: int) -> Conditions:
@@ -216,6 +217,7 @@ def test_memory_does_not_grow_with_the_length() -> None:
     """Tensors alive between two windows, and at the peak all that Python and NumPy hold, for 10 and for 30 windows."""
 
     def most(frames: int) -> tuple[int, int]:
+        gc.collect()  # runs before hold their own conditions
         run = Run(source(9, 7), network=Restless(), num_frames=frames, keep=False)
         tracemalloc.start()
         tensors = max(_tensor_bytes() for chunk in run.stream if chunk.index % 9 == 8)
@@ -232,6 +234,38 @@ def test_memory_does_not_grow_with_the_length() -> None:
 def _tensor_bytes() -> int:
     alive = {thing.data_ptr(): thing.untyped_storage().nbytes() for thing in gc.get_objects() if type(thing) is Tensor}
     return sum(alive.values())
+
+
+# Going on after an interruption
+
+
+@pytest.mark.parametrize("settings", [{}, {"hand_off": "uint8", "noise": "cosmos"}, {"context_noise": 0.2}])
+@pytest.mark.parametrize(("overlap", "given"), [(0, 0), (1, 1), (5, (0, 1, 5))])
+def test_an_interrupted_rollout_goes_on_bit_for_bit(
+    tmp_path: Path, overlap: int, given: int | tuple[int, ...], settings: dict[str, Any]
+) -> None:
+    def run(state: WindowState | None = None) -> Run:
+        return Run(source(30, 3), overlap=overlap, given=given, network=Restless(), state=state, **settings)
+
+    whole = run().chunks()
+    for stopped_after in range(len(whole) + 1):
+        first = run()
+        for _ in range(stopped_after):
+            next(first.stream)
+        torch.save(first.stream.state.state_dict(), tmp_path / "state.pt")
+        saved = WindowState.from_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+        rest = run(saved)
+        assert len(rest.stream) == len(whole) - stopped_after
+        for chunk, wanted in zip(rest.chunks(), whole[stopped_after:], strict=True):
+            assert (chunk.index, chunk.start, chunk.num_given) == (wanted.index, wanted.start, wanted.num_given)
+            assert torch.equal(chunk.frames, wanted.frames)
+
+
+def test_a_state_of_another_overlap_is_refused() -> None:
+    first = Run(source(30), overlap=1)
+    next(first.stream)
+    with pytest.raises(ConfigError, match="`rollout.chunk_overlap`"):
+        Run(source(30), overlap=5, state=first.stream.state)
 
 
 # Mistakes
