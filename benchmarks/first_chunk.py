@@ -8,25 +8,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from torch import Tensor
 
+from benchmarks.held_out import add_model_options, held_out_windows, prepared_model, stacked
 from benchmarks.report import write_result
-from datamodules.held_out import pixel_data
-from datamodules.loading.decoding import Draws, Window
-from datamodules.loading.reading import SplitReader
-from datamodules.video import VideoDataModule
-from launcher.compose import compose
-from launcher.predict_jobs import prepared
-from launcher.stored import use_stored
 from longtake.actions import turn_column
-from longtake.errors import BadSampleError, DataError
 from longtake.generate import VideoModel
 from longtake.metrics.baselines import best_blur
 from longtake.metrics.first_chunk import FirstChunks, first_chunk_table
@@ -49,16 +40,13 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--batch", type=int, default=16, help="clips rolled out at once")
     parser.add_argument("--split", default="val", help="of held-out clips")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trust", nargs="*", default=[], help="packages whose classes the weights may name")
-    parser.add_argument(
-        "--set", nargs="*", default=[], help="keys of conf/predict.yaml: rollout.num_steps=20 data=doom ..."
-    )
+    add_model_options(parser)
     parser.add_argument("--output", type=Path, default=None, help="write the figures there as JSON")
     options = parser.parse_args(argv)
-    model, data = _prepared(options)
+    model, data = prepared_model(options)
     plan = _plan(model)
-    clips = _windows(data, options.split, plan.num_frames_px, options.clips)
-    others = _windows(data, data.splits["train"], plan.num_frames_px, _BLUR_CLIPS)
+    clips = held_out_windows(data, options.split, plan.num_frames_px, options.clips)
+    others = held_out_windows(data, data.splits["train"], plan.num_frames_px, _BLUR_CLIPS)
     blur = best_blur(_unit(clip["frames"], plan)[:2] for clip in others)
     chunks = measure(model, plan, clips, samples=options.samples, batch=options.batch, seed=options.seed)
     table = first_chunk_table(chunks, blur, _LEAST_TURN)
@@ -86,7 +74,7 @@ def measure(
         frames = np.stack([clip["frames"] for clip in part])
         clip = Clip(
             latents=model.encode(frames[:, :, :given]),
-            actions=_stacked(part, "actions", model) if has_actions else None,
+            actions=stacked(part, "actions", model) if has_actions else None,
             fps=torch.full((len(part),), float(model.fps), device=model.device),
             view_ids=torch.arange(frames.shape[1], device=model.device).expand(len(part), -1),
         )
@@ -96,7 +84,7 @@ def measure(
             assert clip.actions is not None
             donors = [clips[(first + index + len(clips) // 2) % len(clips)] for index in range(len(part))]
             mixed = clip.actions.clone()
-            mixed[:, given:] = _stacked(donors, "actions", model)[:, given:]
+            mixed[:, given:] = stacked(donors, "actions", model)[:, given:]
             told |= {"shuffled": mixed, "absent": None}
         for name, actions in told.items():
             count = samples if name == "true" else 1
@@ -147,10 +135,6 @@ def _unit(frames: np.ndarray, plan: RolloutPlan) -> tuple[Tensor, Tensor]:
     return unit[:, : plan.start_px], unit[:, plan.start_px :]
 
 
-def _stacked(clips: list[dict[str, Any]], name: str, model: VideoModel) -> Tensor:
-    return torch.from_numpy(np.stack([clip[name] for clip in clips])).to(model.device)
-
-
 def _plan(model: VideoModel) -> RolloutPlan:
     """Returns the plan of one chunk after the frames that are given by default."""
     trained = model.spec.trained_for
@@ -158,59 +142,3 @@ def _plan(model: VideoModel) -> RolloutPlan:
     return plan_rollout(
         model.rollout.kind, num_frames_px=length, context_px=model.spec.num_context_frames, trained=trained
     )
-
-
-def _prepared(options: argparse.Namespace) -> tuple[VideoModel, VideoDataModule]:
-    """Returns the model and its data, as predict.py has them."""
-    overrides = [f"ckpt={options.ckpt}", f"trust=[{','.join(options.trust)}]", *options.set]
-    use_stored(overrides)
-    cfg = compose("predict", overrides)
-    data = pixel_data(instantiate(cfg.data) if "data" in cfg else None)
-    model = prepared(cfg)
-    data.prepare_data()
-    data.setup("predict")
-    return model, data
-
-
-def _windows(data: VideoDataModule, split: str, num_frames: int, count: int) -> list[dict[str, Any]]:
-    """Returns clips of `num_frames` spread over the samples of a split; several of one where they are too few."""
-    info = data.infos[0]
-    reader = SplitReader(info, split, data.cache)
-    decode = data.decoder(info, training=False)
-    found = []
-    for number, start in _starts(reader, num_frames, count):
-        sample = reader[number]
-        try:
-            fields = decode(sample, Window(start, num_frames), Draws(None))
-        except BadSampleError:
-            continue
-        frames = fields["video"].permute(0, 1, 3, 4, 2).numpy()
-        found.append(
-            {
-                "key": f"{sample.key}@{start}",
-                "frames": frames,
-                "actions": fields["actions"],
-                "caption": fields["captions"],
-            }
-        )
-    if len(found) < 2:
-        raise DataError(
-            f"{len(found)} clips of {num_frames} frames in split {split!r} of {info.root}; expected 2 or more."
-        )
-    return found
-
-
-def _starts(reader: SplitReader, num_frames: int, count: int) -> Iterator[tuple[int, int]]:
-    """Yields `count` times (sample, first frame): first the start of every sample, then later windows of each."""
-    lengths = reader.num_frames()
-    rounds = max(1, -(-count // len(reader)))
-    if rounds == 1:
-        yield from ((index * len(reader) // count, 0) for index in range(count))
-        return
-    given = 0
-    for turn in range(rounds):
-        for number, length in enumerate(lengths):
-            start = turn * num_frames
-            if start + num_frames <= length and given < count:
-                given += 1
-                yield number, start

@@ -294,3 +294,22 @@ def test_the_first_chunk_is_measured_on_held_out_clips(trained: Path, tmp_path: 
     } <= set(table)
     assert all(row["low"] <= row["mean"] <= row["high"] for row in table.values())
     assert "psnr, ceiling of the first stage" in printed
+
+
+def test_seams_and_drift_are_measured_from_one_start(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    from benchmarks.seams import run as measure
+
+    words = ["--ckpt", str(trained), "--trust", "tests", "--clips", "2", "--frames", "35", "--split", "val"]
+    assert measure([*words, "--output", str(tmp_path / "a.json")]) == 0
+    figures = json.loads((tmp_path / "a.json").read_text())["figures"]
+    rows = figures["rows"]
+    assert len(rows) == 2 * 2 * 2 + 2 + 2
+    starts = {round(row["psnr_first_chunk_db"]["mean"], 3) for name, row in rows.items() if "sliding" in name}
+    assert len(starts) == 1  # hand-off, overlap and context noise begin with the second chunk
+    assert rows["memory, clean"]["psnr_first_chunk_db"]["mean"] == pytest.approx(starts.pop(), abs=0.05)
+    assert rows["truth of another clip"]["sharpness_ratio"]["last_81_frames"]["mean"] == pytest.approx(1, abs=1e-6)
+    lengths = {name: len(row["colour_distance"]["per_chunk"]) for name, row in rows.items()}
+    assert lengths["sliding, uint8, overlap 1, clean"] == 5  # 9 frames, then 8 each, the last 2 of 35
+    assert lengths["memory, noise 0.1"] == 4
+    assert set(figures["effects"]) >= {"uint8 - float", "overlap 5 - 1", "noise 0.1 - clean"}
+    assert "first stage alone" in capsys.readouterr().out
