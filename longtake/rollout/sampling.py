@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from longtake.errors import ConfigError
+from longtake.rollout.product import ProductNucleus, product_nucleus
 
 PREFILTER = 256
 WIDEN = 4.0
-MOST_FIRST, MOST_SECOND = 128, 64  # of the values of two factors that are multiplied first
 _STEPS, _BITS = 3, 10  # the 30 bits of probabilities up to 1.0 (0x3F800000), ten at a time
 
 
@@ -37,29 +37,42 @@ class Truncated:
     probs: Tensor
 
     def pick(self, uniform: Tensor) -> Tensor:
-        """Returns one code a row by inversion of the distribution function; int64 [n].
+        """Returns codes by inversion of the distribution function, int64, shaped as `uniform`.
 
         Args:
-            uniform: a number in (0, 1) a row, float64 [n].
+            uniform: numbers in (0, 1), float64 [n], or [n k] for k codes a row.
         """
-        return self.codes(picked(self.probs, uniform))
-
-    def codes(self, places: Tensor) -> Tensor:
-        """Returns the codes at places [n] of the rows."""
-        return places if self.ids is None else self.ids.gather(-1, places.unsqueeze(-1)).squeeze(-1)
+        places = picked(self.probs, uniform)
+        return places if self.ids is None else _of_rows(self.ids, places)
 
     def prob_of(self, codes: Tensor) -> Tensor:
-        """Returns the probability of one code [n] a row."""
+        """Returns the probabilities of codes [n] or [n k]."""
         if self.ids is None:
-            return self.probs.gather(-1, codes.unsqueeze(-1)).squeeze(-1)
-        return (self.probs * (self.ids == codes.unsqueeze(-1))).sum(dim=-1)
+            return _of_rows(self.probs, codes)
+        equal = self.ids.unsqueeze(1) == codes.view(len(codes), -1, 1)
+        return (self.probs.unsqueeze(1) * equal).sum(dim=-1).view(codes.shape)
+
+    def rows(self, index: Tensor) -> Truncated:
+        """Returns some of the rows, int64 [m]."""
+        ids = None if self.ids is None else self.ids.index_select(0, index)
+        return Truncated(ids, self.probs.index_select(0, index))
+
+    def dense(self, vocab: int) -> Tensor:
+        """Returns the probabilities of all codes, float [n vocab]."""
+        if self.ids is None:
+            return self.probs
+        return self.probs.new_zeros(len(self.probs), vocab).scatter_add_(1, self.ids, self.probs)
+
+
+Nucleus = Truncated | ProductNucleus
 
 
 def picked(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Returns the place in each row [n] that its uniform number falls on; weights [n k] need not sum to 1."""
+    """Returns the places that uniform numbers [n] or [n k] fall on in the rows of weights [n w] (of any sum)."""
     total = weights.cumsum(dim=-1, dtype=torch.float64)
-    wanted = uniform.to(total).unsqueeze(-1) * total[:, -1:]
-    return torch.searchsorted(total, wanted, right=True).squeeze(-1).clamp_(max=weights.shape[-1] - 1)
+    wanted = uniform.to(total).view(len(total), -1) * total[:, -1:]
+    places = torch.searchsorted(total, wanted, right=True).clamp_(max=weights.shape[-1] - 1)
+    return places.view(uniform.shape)
 
 
 class Sampler:
@@ -120,46 +133,21 @@ class Sampler:
             return _padded([self._wide_nucleus(row, least) for row, least in zip(probs, kept[:, -1], strict=True)])
         return _in_code_order(self.cut(kept), ids)
 
-    def truncated_product(self, first: Tensor, second: Tensor) -> Truncated:
+    def truncated_product(self, first: Tensor, second: Tensor) -> Nucleus:
         """Returns what `truncated` would for the codes i + len(first) j, whose probability is p(i) p(j).
-
-        Only the likeliest of both factors are multiplied; where a code of the nucleus could be missing, all are.
 
         Args:
             first: logits of the fastest factor, float32 or better [n L_0].
             second: logits of the other one [n L_1].
         """
-        size = first.shape[-1]
         if self.temperature == 0:
-            best = first.argmax(dim=-1, keepdim=True) + size * second.argmax(dim=-1, keepdim=True)
+            best = first.argmax(dim=-1, keepdim=True) + first.shape[-1] * second.argmax(dim=-1, keepdim=True)
             return Truncated(best, torch.ones_like(best, dtype=first.dtype))
-        if self.top_p < 1 and self.top_k is None:
-            cut = self._product_nucleus(first, second)
-            if cut is not None:
-                return cut
+        if self.top_k is None:
+            p, q = (torch.softmax(logits / self.temperature, dim=-1) for logits in (first, second))
+            return product_nucleus(p, q, self.top_p)
         joint = second.log_softmax(dim=-1).unsqueeze(-1) + first.log_softmax(dim=-1).unsqueeze(-2)
         return self.truncated(joint.flatten(1))
-
-    def _product_nucleus(self, first: Tensor, second: Tensor) -> Truncated | None:
-        """Returns the nucleus of the likeliest of both factors; None if a code of the true one could be missing."""
-        (p, i), (q, j) = (self._likeliest(x, most) for x, most in ((first, MOST_FIRST), (second, MOST_SECOND)))
-        joint = (q.unsqueeze(-1) * p.unsqueeze(-2)).flatten(1)
-        missing = torch.zeros_like(p[:, 0])  # no code that was left out is likelier
-        if p.shape[-1] < first.shape[-1]:
-            missing = torch.maximum(missing, p[:, -1] * q[:, 0])
-        if q.shape[-1] < second.shape[-1]:
-            missing = torch.maximum(missing, p[:, 0] * q[:, -1])
-        kept, place = torch.topk(joint, min(PREFILTER, joint.shape[-1]), dim=-1)
-        cut = self.cut(kept)
-        border = cut.gather(-1, (cut > 0).sum(dim=-1, keepdim=True) - 1).squeeze(-1)
-        if bool(((kept.sum(dim=-1, dtype=torch.float64) <= self.top_p) | (border < missing)).any()):
-            return None
-        ids = i.gather(1, place % p.shape[-1]) + first.shape[-1] * j.gather(1, place // p.shape[-1])
-        return _in_code_order(cut, ids)
-
-    def _likeliest(self, logits: Tensor, most: int) -> tuple[Tensor, Tensor]:
-        probs = torch.softmax(logits / self.temperature, dim=-1)
-        return torch.topk(probs, min(most, probs.shape[-1]), dim=-1)
 
     def _wide_nucleus(self, probs: Tensor, least: Tensor) -> Truncated:
         """Returns the nucleus of one row [vocab] whose codes of probability `least` and more may not be all of it."""
@@ -204,6 +192,11 @@ def nucleus_mask(probs: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     keep = probs > likely.unsqueeze(-1)
     room = ((top_p - above) / likely.double()).floor() + 1
     return keep | (equal & (equal.cumsum(dim=-1) <= room.unsqueeze(-1))), likely
+
+
+def _of_rows(values: Tensor, places: Tensor) -> Tensor:
+    """Returns values [n w] at places [n] or [n k]."""
+    return values.gather(1, places.view(len(values), -1)).view(places.shape)
 
 
 def _padded(rows: list[Truncated]) -> Truncated:

@@ -20,7 +20,7 @@ from longtake.errors import ConfigError
 from longtake.networks.token_decode import PackedWeights, TokenDecoder
 from longtake.networks.token_transformer import TokenTransformer
 from longtake.rollout.noise import Draws, NoiseKey, uniform
-from longtake.rollout.sampling import Sampler, Truncated
+from longtake.rollout.sampling import Nucleus, Sampler
 from longtake.types import Conditions
 
 WindowConditions = Conditions | Callable[[int], Conditions]
@@ -161,7 +161,7 @@ class TokenRollout:
             if offset == window.frame - 1:
                 yield latent
 
-    def distributions(self, decoder: TokenDecoder, hidden: Tensor) -> Truncated:
+    def distributions(self, decoder: TokenDecoder, hidden: Tensor) -> Nucleus:
         """Returns the distributions that tokens are drawn from, after hidden states [n d]."""
         factors = decoder.network.head.factor_logits(hidden)
         if factors is not None and len(factors) == 2:

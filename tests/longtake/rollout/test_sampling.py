@@ -7,15 +7,11 @@ import torch
 from torch import Tensor
 
 from longtake.errors import ConfigError
-from longtake.rollout.sampling import PREFILTER, Sampler, Truncated, nucleus_mask, picked
+from longtake.rollout.sampling import PREFILTER, Nucleus, Sampler, Truncated, nucleus_mask, picked
 
 
-def dense(truncated: Truncated, vocab: int) -> Tensor:
-    if truncated.ids is None:
-        return truncated.probs
-    return torch.zeros(len(truncated.probs), vocab, dtype=truncated.probs.dtype).scatter_add_(
-        1, truncated.ids, truncated.probs
-    )
+def dense(nucleus: Nucleus, vocab: int) -> Tensor:
+    return nucleus.dense(vocab)
 
 
 def by_sorting(logits: Tensor, top_p: float, temperature: float = 1.0) -> Tensor:
