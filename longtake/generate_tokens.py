@@ -19,6 +19,7 @@ from longtake.geometry import latent_frames, pixel_frames
 from longtake.model_spec import TokenSpec
 from longtake.networks.token_decode import PackedWeights
 from longtake.rollout.noise import NoiseKey
+from longtake.rollout.plan import RolloutPlan
 from longtake.streaming import VideoChunk, to_uint8
 from longtake.token_stream import token_chunks, token_conditions, tokens_of_pixels
 from longtake.types import Clip, Conditions
@@ -132,6 +133,7 @@ class TokenModel(VideoModel):
 
     def _stream(self, request: Request) -> Iterator[VideoChunk]:
         count, plan = len(request.names), request.plan
+        assert isinstance(plan, RolloutPlan), f"tokens follow a plan of latents, got {plan}"
         trained_px = pixel_frames(self.spec.grid_lat[0], self._trained.ratio)
         for notice in request.notices:
             logger.info(notice)
