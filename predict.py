@@ -57,14 +57,13 @@ def main(cfg: DictConfig) -> int:
 def _wanted(cfg: DictConfig, model: VideoModel, folder: Path) -> Iterator[tuple[str, Callable[[int], Any]]]:
     """Yields the name of every start, and what makes its videos, numbered from the number that it gets."""
     from launcher.predict_jobs import jobs
+    from launcher.view_jobs import view_jobs
+    from launcher.window_job import make_views
 
-    if cfg.spec is not None or cfg.n_views is not None:
-        from launcher.spec_jobs import file_job, make_views, spec_jobs
-
-        for name, ready in [file_job(cfg, model)] if cfg.spec is None else spec_jobs(cfg, model):
-            yield name, lambda _, ready=ready: make_views(cfg, model, ready(), folder)
-        return
-    for job in jobs(cfg, model):
+    several = view_jobs(cfg, model)
+    for name, ready in several or ():
+        yield name, lambda number, ready=ready: make_views(cfg, model, ready(), folder, number)
+    for job in jobs(cfg, model) if several is None else ():
         yield job.name, lambda number, job=job: _make(cfg, model, job, folder, number)
 
 
@@ -73,6 +72,7 @@ def _make(cfg: DictConfig, model: VideoModel, job: Any, folder: Path, number: in
     from fractions import Fraction
 
     from launcher.spec_videos import view_names
+    from launcher.window_job import log_figures
     from longtake.media.view_files import ViewLayout
     from longtake.rollout_report import write_rollout
     from longtake.truth import truth_of
@@ -94,11 +94,12 @@ def _make(cfg: DictConfig, model: VideoModel, job: Any, folder: Path, number: in
     folders = [folder / f"sample_{number + sample:03d}" for sample in range(cfg.num_samples)]
     fps = Fraction(str(cfg.fps)) if cfg.fps is not None else model.fps
     layout = ViewLayout.of_rig(view_names(model), model.spec.data.get("rig"))
-    reports = write_rollout(generation, folders, fps=fps, truth=truth, only_eval=cfg.only_eval, layout=layout)
+    names = model.spec.action_names if cfg.overlay_actions else ()
+    reports = write_rollout(
+        generation, folders, fps=fps, truth=truth, only_eval=cfg.only_eval, layout=layout, action_names=names
+    )
     for report, place in zip(reports, folders, strict=True):
-        shown = ("psnr_db", "copy_last_psnr_db", "vae_ceiling_psnr_db", "psnr_to_recoded_db", "seconds_per_chunk")
-        figures = {name: value for name, value in report.metrics().items() if name in shown}
-        logger.info("%s: %s  %s", place, job.name, "  ".join(f"{name} {value:.2f}" for name, value in figures.items()))
+        log_figures(report, place, job.name)
     return reports
 
 

@@ -45,7 +45,7 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             yield f"{key} is {value!r}; expected a whole number of {minimum} or more. Change `{key}`."
-    for key in ("only_eval", "keep_going"):
+    for key in ("only_eval", "keep_going", "overlay_actions"):
         if not isinstance(cfg[key], bool):
             yield f"{key} is {cfg[key]!r}; expected true or false. Change `{key}`."
     if cfg.prompt is not None and cfg.prompts_file is not None:
@@ -67,8 +67,9 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         yield f"fps is {cfg.fps!r}; expected a number above 0 or a fraction such as 35/3. Change `fps`."
 
 
-_OF_SPECS = ("control_weight", "enable_autoregressive", "num_chunks")
-_OF_VIEWS = ("num_conditional_frames", "save_combined_views")
+_OF_SPECS = ("enable_autoregressive", "num_chunks", "spec_set")
+OF_VIEWS = ("num_conditional_frames", "save_combined_views", "control_weight", "n_views")
+"""Keys for weights of several views."""
 
 
 def _spec_problems(cfg: DictConfig) -> Iterator[str]:
@@ -81,26 +82,32 @@ def _spec_problems(cfg: DictConfig) -> Iterator[str]:
     for key in ("enable_autoregressive", "save_combined_views"):
         if cfg[key] is not None and not isinstance(cfg[key], bool):
             yield f"{key} is {cfg[key]!r}; expected true or false. Change `{key}`."
+    if cfg.control_from not in ("own", "other", "none"):
+        yield f"control_from is {cfg.control_from!r}; expected own, other or none. Change `control_from`."
+    elif cfg.control_from != "own" and not _is_held_out(cfg):
+        yield "control_from is for held-out clips, and something else is given to start from. Leave out `control_from`."
     if cfg.spec is None:
-        for key in _OF_SPECS:
-            if cfg[key] is not None:
-                yield f"{key} is given without spec; it changes what a spec says. Give `spec`, or leave out `{key}`."
-        yield from _one_file_problems(cfg)
+        yield from _view_problems(cfg)
         return
     for key in ("input", "input_type", "prompts_file", "num_context_frames"):
         if cfg[key] is not None:
             yield f"{key} and spec are both given; a spec says what to start from. Leave out `{key}`."
 
 
-def _one_file_problems(cfg: DictConfig) -> Iterator[str]:
-    for key in _OF_VIEWS:
-        if cfg[key] is not None and cfg.n_views is None:
-            yield f"{key} is given without spec and n_views. Give one of them, or leave out `{key}`."
-    if cfg.n_views is not None and cfg.input in (None, "held_out", "nothing"):
-        yield f"n_views is {cfg.n_views} without a video of all views; expected its path. Give `input`."
+def _view_problems(cfg: DictConfig) -> Iterator[str]:
+    """Yields what is wrong without a spec."""
+    for key in _OF_SPECS:
+        if cfg[key] is not None:
+            yield f"{key} is given without spec; it changes what a spec says. Give `spec`, or leave out `{key}`."
     for key in ("prompts_file", "num_context_frames", "input_type"):
-        if cfg.n_views is not None and cfg[key] is not None:
+        if cfg.n_views is not None and cfg[key] is not None and not _is_held_out(cfg):
             yield f"{key} and n_views are both given; prompt and num_conditional_frames serve here. Leave out `{key}`."
+
+
+def _is_held_out(cfg: DictConfig) -> bool:
+    """Returns whether held-out clips are continued."""
+    has_prompts = cfg.prompt is not None or cfg.prompts_file is not None
+    return cfg.spec is None and (cfg.input == "held_out" or (cfg.input is None and not has_prompts))
 
 
 def _input_problems(cfg: DictConfig) -> Iterator[str]:
@@ -182,12 +189,12 @@ def _held_out(cfg: DictConfig, model: VideoModel, prompt: str | None, prefix: st
             start=clip.frames[:, :given],
             num_context_frames=given,
             prompt=prompt if prompt is not None else (clip.caption if model.text_encoder is not None else None),
-            actions=_actions(cfg, model, clip.actions, given, length, clip.key),
+            actions=told_actions(cfg, model, clip.actions, given, length, clip.key),
             truth=clip.frames if cfg.actions is None else None,
         )
 
 
-def _actions(
+def told_actions(
     cfg: DictConfig, model: VideoModel, true: np.ndarray | None, given: int, length: int, key: str
 ) -> np.ndarray | None:
     """Returns the actions of a held-out clip: the true ones, or those asked for after the given frames."""

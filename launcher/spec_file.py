@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,20 @@ from longtake.errors import ConfigError
 _MAX_BYTES = 1 << 24
 
 
-def read_specs(paths: Sequence[str | Path], view_names: Sequence[str]) -> list[Spec]:
+def read_specs(
+    paths: Sequence[str | Path], view_names: Sequence[str], overrides: Mapping[str, Any] | None = None
+) -> list[Spec]:
     """Returns the samples of spec files, in order.
 
     Args:
         paths: of .json and .jsonl files.
         view_names: of the rig of the weights, in its order.
+        overrides: values that every sample takes instead of its own, by key.
 
     Raises:
         ConfigError: a file cannot be read, a sample is wrong, or two have one name.
     """
-    specs = [spec for path in paths for spec in _read(Path(path), tuple(view_names))]
+    specs = [spec for path in paths for spec in _read(Path(path), tuple(view_names), overrides or {})]
     if not specs:
         raise ConfigError(f"{', '.join(map(str, paths))} holds no sample; expected at least one. Change `spec`.")
     first: dict[str, Spec] = {}
@@ -37,9 +40,10 @@ def read_specs(paths: Sequence[str | Path], view_names: Sequence[str]) -> list[S
     return specs
 
 
-def _read(path: Path, view_names: tuple[str, ...]) -> Iterator[Spec]:
+def _read(path: Path, view_names: tuple[str, ...], overrides: Mapping[str, Any]) -> Iterator[Spec]:
     rows = list(_rows(path))
     for number, (where, content) in enumerate(rows):
+        content = {**content, **overrides} if isinstance(content, dict) else content
         name = path.stem if len(rows) == 1 else f"{path.stem}-{number:03d}"
         yield parse_spec(content, where=where, name=name, folder=path.parent.resolve(), view_names=view_names)
 

@@ -5,9 +5,8 @@ A value on the command line wins over one of the spec, which wins over the defau
 
 from __future__ import annotations
 
-import logging
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,53 +15,16 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.spec_file import read_specs
-from launcher.spec_schema import Spec, ViewSpec, checked, given_px
 from launcher.spec_videos import SpecVideos, view_names
-from launcher.view_inputs import is_text_file, read_prompt_embeddings, read_prompt_lines, split_views
+from launcher.view_inputs import control_weight, is_text_file, read_prompt_embeddings, read_prompt_lines
+from launcher.window_job import WindowJob, sliding_model
 from longtake.actions import resolve_actions
 from longtake.errors import ConfigError
-from longtake.generate import read_start
-from longtake.generate_diffusion import DiffusionModel
 from longtake.generate_windows import WindowInputs
-from longtake.media.grid import fitted
 from longtake.media.view_files import ViewLayout
 from longtake.pretrained.weights_file import build
 from longtake.rollout.sliding_plan import check_sliding
 from longtake.rollout.sliding_window import SlidingWindowRollout
-from longtake.rollout_report import SampleReport, write_json, write_rollout
-
-logger = logging.getLogger("longtake")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowJob:
-    """One video of several views, ready to be generated.
-
-    Attributes:
-        name: of the sample.
-        folder: where its files go; None: a folder of its name in that of the prediction.
-        inputs: what is given and told.
-        given_px: how many frames each view is given.
-        num_frames: length of the video.
-        rollout: how it is rolled out.
-        fps: frames per second of the files.
-        layout: of the views.
-        seed: of the noise.
-        notices: what the user should know.
-        resolved: the spec with every value that is used, plain JSON.
-    """
-
-    name: str
-    folder: Path | None
-    inputs: WindowInputs
-    given_px: tuple[int, ...]
-    num_frames: int
-    rollout: SlidingWindowRollout
-    fps: Fraction
-    layout: ViewLayout
-    seed: int
-    notices: tuple[str, ...]
-    resolved: dict[str, Any]
 
 
 def spec_paths(cfg: DictConfig) -> list[str]:
@@ -82,68 +44,17 @@ def spec_jobs(cfg: DictConfig, model: Any) -> Iterator[tuple[str, Callable[[], W
     Raises:
         ConfigError: a file or a sample is wrong, or the weights cannot do it; from the function that is yielded, too.
     """
-    diffusion = _sliding_model(model)
-    specs = read_specs(spec_paths(cfg), view_names(model))
+    diffusion = sliding_model(model)
+    overrides = OmegaConf.to_container(cfg.spec_set) if cfg.spec_set is not None else {}
+    specs = read_specs(spec_paths(cfg), view_names(model), overrides)
     if not cfg.keep_going:
         for spec in specs:
-            _Resolving(spec, cfg, diffusion).job()
+            Resolving(spec, cfg, diffusion).job()
     for spec in specs:
-        yield spec.name, lambda spec=spec: _Resolving(spec, cfg, diffusion).job()
+        yield spec.name, lambda spec=spec: Resolving(spec, cfg, diffusion).job()
 
 
-def file_job(cfg: DictConfig, model: Any) -> tuple[str, Callable[[], WindowJob]]:
-    """Returns the name of the one start of `input=<video of all views> n_views=<count>`, and what makes it ready."""
-    diffusion = _sliding_model(model)
-    path = Path(cfg.input)
-    names = view_names(model)
-    if cfg.n_views > len(names):
-        raise ConfigError(
-            f"n_views is {cfg.n_views}; expected at most {len(names)} for these weights ({', '.join(names)}). Change "
-            "`n_views`."
-        )
-    views = tuple(ViewSpec(name) for name in names[: cfg.n_views])
-    spec = Spec(path.stem, {}, views, f"input {path}", path.parent)
-    return path.stem, lambda: _OneFile(spec, cfg, diffusion).job()
-
-
-def make_views(cfg: DictConfig, model: Any, job: WindowJob, folder: Path) -> list[SampleReport]:
-    """Makes the videos of one sample and returns their figures. The spec that was used is written beside them.
-
-    Raises:
-        ConfigError: the weights cannot do it.
-        DataError: a file cannot be written.
-    """
-    for notice in job.notices:
-        logger.info("%s: %s", job.name, notice)
-    model.use(rollout=job.rollout)
-    generation = model.generate_views(
-        job.inputs,
-        job.given_px,
-        num_frames=job.num_frames,
-        seed=job.seed,
-        num_samples=cfg.num_samples,
-        name="",  # the seed alone names the noise: a sample stays as it is under another name, or in another batch
-    )
-    place = job.folder or folder / job.name
-    if job.folder is not None and (place / "metrics.json").exists():
-        raise ConfigError(f"{place} holds a prediction already; expected a new folder. Change `output_dir`.")
-    folders = [place] if cfg.num_samples == 1 else [place / f"sample_{n:03d}" for n in range(cfg.num_samples)]
-    reports = write_rollout(generation, folders, fps=job.fps, only_eval=cfg.only_eval, layout=job.layout)
-    write_json(place / "spec.json", job.resolved)
-    logger.info("%s: %s, %d frames of %d views", place, job.name, job.num_frames, len(job.layout.names))
-    return reports
-
-
-def _sliding_model(model: Any) -> DiffusionModel:
-    if not isinstance(model, DiffusionModel) or not isinstance(model.rollout, SlidingWindowRollout):
-        raise ConfigError(
-            f"the rollout is {model.rollout.kind}, and spec or n_views is given; a spec is rolled out by sliding "
-            "windows, and so is n_views. Set rollout=sliding_window, or leave out `spec` and `n_views`."
-        )
-    return model
-
-
-class _Resolving(SpecVideos):
+class Resolving(SpecVideos):
     """Works out one sample."""
 
     def job(self) -> WindowJob:
@@ -216,7 +127,8 @@ class _Resolving(SpecVideos):
             path = Path(str(override))
         key = "prompt_path" if override is None else "prompt"
         if path is not None and path.suffix.lower() != ".txt":
-            return None, read_prompt_embeddings(path, len(self.views), key)
+            text = getattr(self.model.network, "text", None)
+            return None, read_prompt_embeddings(path, len(self.views), key, text)
         if path is not None:
             of_view: list[tuple[str, ...] | None] = [(line,) for line in read_prompt_lines(path, self.names, key)]
         else:
@@ -228,11 +140,8 @@ class _Resolving(SpecVideos):
             return None, None
         return tuple(texts or ("",) for texts in of_view), None
 
-    def _control_weight(self) -> float:
-        weight = self._pick("control_weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
-            raise ConfigError(f"control_weight is {weight!r}; expected a number from 0 to 1. Change `control_weight`.")
-        return float(weight)
+    def _control_weight(self) -> float | dict[str, float]:
+        return control_weight(self._pick("control_weight", 1.0))
 
     def _actions(self, num_frames: int, seed: int) -> np.ndarray | None:
         if self.cfg.actions is None:
@@ -246,10 +155,8 @@ class _Resolving(SpecVideos):
 
     def _layout(self) -> ViewLayout:
         rig: Mapping[str, object] | None = self.model.spec.data.get("rig")
-        places = ViewLayout.of_rig(self.names, rig).places
-        return ViewLayout(
-            self.names,
-            places,
+        return dataclasses.replace(
+            ViewLayout.of_rig(self.names, rig),
             combined=bool(self._pick("save_combined_views", True)),
             individual=self.spec.get("save_individual_views", True),
             grid=self.spec.get("save_view_grid", True),
@@ -264,9 +171,11 @@ class _Resolving(SpecVideos):
         for key, own in (("target_height", height), ("target_width", width)):
             if spec.get(key) is not None and spec.get(key) != own:
                 self.notices.append(f"{key} is {spec.get(key)}; these weights make {own}.")
-        for key in ("preset_edge_threshold", "preset_blur_strength"):
-            if spec.get(key) is not None:
-                self.notices.append(f"{key} has no effect: the control videos are files.")
+        if spec.get("preset_blur_strength") is not None:
+            self.notices.append("preset_blur_strength has no effect: blurred video is no control type here.")
+        extracts = any(own.extracted for view in self.views for own in self._controls_of(view))
+        if spec.get("preset_edge_threshold") is not None and not extracts:
+            self.notices.append("preset_edge_threshold has no effect: no edges are extracted.")
 
     def _resolved(
         self,
@@ -295,7 +204,8 @@ class _Resolving(SpecVideos):
         views = {
             view.name: {
                 "input_path": None if view.input_path is None else str(view.input_path),
-                "control_path": {kind: str(path) for kind, path in view.control_path.items()},
+                "control_path": {own.kind: None if own.extracted else str(own.path) for own in self._controls_of(view)},
+                "mask_path": {kind: str(path) for kind, path in view.mask_path.items()},
                 "num_conditional_frames_per_view": count,
                 "prompt": _plain(view.prompt),
             }
@@ -308,35 +218,6 @@ class _Resolving(SpecVideos):
             "hand_off": rollout.hand_off,
             "noise": rollout.noise,
         }
-
-
-class _OneFile(_Resolving):
-    """All views in one video, one after another in time or beside each other; its last frames are given."""
-
-    def _active(self) -> tuple[ViewSpec, ...]:
-        return self.spec.views
-
-    def _given(self) -> tuple[int, ...]:
-        count = 1 if self.cfg.num_conditional_frames is None else self.cfg.num_conditional_frames
-        return (checked("predict", "num_conditional_frames", count, given_px),) * len(self.views)
-
-    def _rate(self) -> tuple[Fraction, int]:
-        return Fraction(str(self._pick("fps", self.model.fps))), 1
-
-    def _num_frames(self, overlap: int, available: int | None) -> int:
-        return self.cfg.num_frames or self.chunk_px
-
-    def _start(self, given: tuple[int, ...], stride: int) -> np.ndarray:
-        frames = split_views(read_start(Path(self.cfg.input)), len(given), self.cfg.input_layout)
-        count = max(given)
-        if frames.shape[1] < count:
-            raise ConfigError(
-                f"{self.cfg.input} has {frames.shape[1]} frames a view; {count} are to be given. Change "
-                "`num_conditional_frames`, `input_layout` or `input`."
-            )
-        last = frames[:, frames.shape[1] - count :]
-        height, width = self.model.size
-        return np.stack([view if view.shape[1:3] == (height, width) else fitted(view, height, width) for view in last])
 
 
 def _plain(value: Any) -> Any:

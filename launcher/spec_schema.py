@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.compose import nearest
+from launcher.view_inputs import control_weight
 from longtake.errors import ConfigError
 
 GIVEN_PX = (0, 1, 5)
@@ -27,13 +28,12 @@ class SpecError(ValueError):
     """What is expected of a value, to be put after the value that was found."""
 
 
-def _number(low: float, high: float) -> Check:
-    def check(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise SpecError(f"a number from {low:g} to {high:g}")
-        return float(value)
-
-    return check
+def _weight(value: Any) -> float | dict[str, float]:
+    """A number, or an object with a number a control type."""
+    try:
+        return control_weight(0.0 if value is None else value)
+    except ConfigError:
+        raise SpecError('a number from 0 to 1, or an object such as {"depth": 1, "labels": 0.5}') from None
 
 
 def _whole(low: int, high: int | None = None) -> Check:
@@ -111,7 +111,7 @@ KEYS: dict[str, Check] = {
     "seed": _whole(0),
     "guidance": _whole(0, 7),
     "num_conditional_frames": given_px,
-    "control_weight": _number(0, 1),
+    "control_weight": _weight,
     "fps": frame_rate,
     "num_steps": _whole(1),
     "enable_autoregressive": _switch,
@@ -139,7 +139,7 @@ KEYS: dict[str, Check] = {
     "preset_blur_strength": _PRESETS,
 }
 
-VIEW_KEYS = ("input_path", "control_path", "num_conditional_frames_per_view", "prompt")
+VIEW_KEYS = ("input_path", "control_path", "mask_path", "num_conditional_frames_per_view", "prompt")
 
 
 @dataclass(frozen=True)
@@ -149,14 +149,17 @@ class ViewSpec:
     Attributes:
         name: of the view, as in the rig.
         input_path: video that its given frames come from.
-        control_path: its control videos by type; the type "" is the only one that the weights know.
+        control_path: its control videos by type; the type "" is the only one that the weights know. None: there is no
+            file; edges are extracted from `input_path`.
+        mask_path: by type, videos that are white where control counts; the type "" is all of them.
         given_px: how many frames are given; None: as all views.
         prompt: its own texts, one a chunk; None: as all views.
     """
 
     name: str
     input_path: Path | None = None
-    control_path: Mapping[str, Path] = field(default_factory=dict)
+    control_path: Mapping[str, Path | None] = field(default_factory=dict)
+    mask_path: Mapping[str, Path] = field(default_factory=dict)
     given_px: int | None = None
     prompt: tuple[str, ...] | None = None
 
@@ -259,14 +262,17 @@ def _view(name: str, content: Any, where: str, folder: Path) -> ViewSpec:
         given = content.get(key)
         return None if given is None else existing(folder, given, where, f"{name}.{key}")
 
-    controls = content.get("control_path")
-    if isinstance(controls, dict):  # several control types at once
-        control = {
-            str(kind): existing(folder, path, where, f"{name}.control_path.{kind}") for kind, path in controls.items()
+    def paths_of(key: str) -> dict[str, Path | None]:
+        """One path, or an object with one a type."""
+        given = content.get(key)
+        if not isinstance(given, dict):
+            return {} if given is None else {"": path_of(key)}
+        return {
+            str(kind): None if path is None else existing(folder, path, where, f"{name}.{key}.{kind}")
+            for kind, path in given.items()
         }
-    else:
-        path = path_of("control_path")
-        control = {} if path is None else {"": path}
+
+    masks = paths_of("mask_path")
     own = {}
     for key, attribute, check in (
         ("num_conditional_frames_per_view", "given_px", given_px),
@@ -274,7 +280,13 @@ def _view(name: str, content: Any, where: str, folder: Path) -> ViewSpec:
     ):
         if content.get(key) is not None:
             own[attribute] = checked(where, f"{name}.{key}", content[key], check)
-    return ViewSpec(name, path_of("input_path"), control, **own)
+    return ViewSpec(
+        name,
+        path_of("input_path"),
+        paths_of("control_path"),
+        {kind: path for kind, path in masks.items() if path is not None},
+        **own,
+    )
 
 
 def _together(spec: Spec, view_names: tuple[str, ...]) -> Iterator[ConfigError]:

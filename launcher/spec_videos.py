@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,50 @@ from omegaconf import DictConfig
 
 from launcher.spec_schema import Spec, SpecError, ViewSpec, given_px
 from launcher.view_inputs import start_frames
-from longtake.errors import ConfigError
+from launcher.window_job import control_types
+from longtake.errors import ConfigError, unknown_choice
 from longtake.generate_diffusion import DiffusionModel
 from longtake.geometry import pixel_frames
-from longtake.media.window_reader import ControlReader, FrameReader, probe, stride_of, taken
+from longtake.media.window_reader import ControlReader, EdgeReader, FrameReader, Windows, probe, stride_of, taken
 from longtake.rollout.sliding_plan import most_chunks, whole_length
 
 logger = logging.getLogger("longtake")
+_EDGE = "edge"
+
+
+@dataclass(frozen=True)
+class ControlFile:
+    """One control video of one view.
+
+    Attributes:
+        kind: its type; "" is the only one that the weights know.
+        key: that holds its path, for messages.
+        path: the file; of edges that are extracted, the view itself.
+        extracted: whether edges are extracted from it.
+    """
+
+    kind: str
+    key: str
+    path: Path
+    extracted: bool = False
+
+
+def given_counts(value: Any, names: Sequence[str]) -> tuple[int, ...]:
+    """Returns how many frames each view is given, from one number or from numbers by view (1 for those left out).
+
+    Raises:
+        ConfigError: something else than 0, 1 or 5, or a view that does not take part.
+    """
+    key = "num_conditional_frames"
+    by_view = dict(value) if isinstance(value, Mapping) else dict.fromkeys(names, value)
+    for name, count in by_view.items():
+        if name not in names:
+            raise unknown_choice("view", str(name), names, key)
+        try:
+            given_px(count)
+        except SpecError as error:
+            raise ConfigError(f"{key} is {count!r}; expected {error}. Change `{key}`.") from None
+    return tuple(by_view.get(name, 1) for name in names)
 
 
 def view_names(model: Any) -> tuple[str, ...]:
@@ -43,6 +82,7 @@ class SpecVideos:
         self.spec, self.cfg, self.model = spec, cfg, model
         self.command_line = set(cfg.given)
         self.notices: list[str] = []
+        self.types = control_types(model)
         self.views = self._active()
         self.names = tuple(view.name for view in self.views)
         self.first = int(spec.get("minimum_start_index", 0))
@@ -59,7 +99,8 @@ class SpecVideos:
     def _active(self) -> tuple[ViewSpec, ...]:
         """Returns the views that take part: those with control, or, where no view has any, those with an input."""
         spec = self.spec
-        views = [view for view in spec.views if view.control_path] or [view for view in spec.views if view.input_path]
+        views = [view for view in spec.views if self._controls_of(view)]
+        views = views or [view for view in spec.views if view.input_path]
         count = self._pick("n_views")
         if not views and count is not None:
             views = [ViewSpec(name) for name in view_names(self.model)[:count]]
@@ -81,13 +122,7 @@ class SpecVideos:
         """Returns how many frames each view is given, and checks that each has a video to take them from."""
         spec, override = self.spec, self.cfg.num_conditional_frames
         if override is not None:
-            try:
-                given_px(override)
-            except SpecError as error:
-                raise ConfigError(
-                    f"num_conditional_frames is {override!r}; expected {error}. Change `num_conditional_frames`."
-                ) from None
-            counts = [override] * len(self.views)
+            counts = list(given_counts(override, self.names))
         else:
             of_all, by_view = (
                 spec.get("num_conditional_frames", 1),
@@ -129,12 +164,7 @@ class SpecVideos:
         """Returns frames per second of the result, and every how many frames of the files one is taken."""
         spec = self.spec
         wanted = Fraction(str(self._pick("fps", self.model.fps)))
-        files = [
-            (f"{view.name}.{key}", path)
-            for view in self.views
-            for key, path in (("input_path", view.input_path), *self._controls_of(view))
-            if path is not None
-        ]
+        files = [(f"{view.name}.{key}", path) for view in self.views for key, path in self._files_of(view)]
         rates = {key: probe(path, key).fps for key, path in files}
         if not rates:
             return wanted, 1
@@ -162,10 +192,11 @@ class SpecVideos:
         """Returns the frames of the control videos; None: there is no control. All views must have equally many."""
         counts: dict[str, dict[str, int]] = {"control": {}, "input": {}}
         for view in self.views:
-            for key, path in (("input_path", view.input_path), *self._controls_of(view)):
-                if path is not None:
-                    kind = "input" if key == "input_path" else "control"
-                    counts[kind][f"{view.name}.{key}"] = probe(path, f"{view.name}.{key}").num_frames
+            if view.input_path is not None:
+                key = f"{view.name}.input_path"
+                counts["input"][key] = probe(view.input_path, key).num_frames
+            for own in self._controls_of(view):
+                counts["control"][own.key] = probe(own.path, own.key).num_frames
         for found in counts.values():
             for key, count in found.items():
                 first = next(iter(found))
@@ -214,37 +245,76 @@ class SpecVideos:
             )
         return whole_length(min(chunks, most), chunk, overlap)
 
-    def _control_types(self) -> tuple[str, ...]:
-        control = getattr(self.model.network, "control", None)
-        return () if control is None else tuple(control.types)
+    # Control
 
-    def _controls_of(self, view: ViewSpec) -> list[tuple[str, Path]]:
-        """Returns (key, path) of the control videos of a view."""
-        return [(f"control_path.{kind}" if kind else "control_path", path) for kind, path in view.control_path.items()]
+    def _files_of(self, view: ViewSpec) -> Iterator[tuple[str, Path]]:
+        """Yields (key, path) of the videos of a view that must have one rate; a mask of one frame has none."""
+        if view.input_path is not None:
+            yield "input_path", view.input_path
+        for own in self._controls_of(view):
+            yield own.key.removeprefix(f"{view.name}."), own.path
+        for kind, path in view.mask_path.items():
+            key = f"mask_path.{kind}" if kind else "mask_path"
+            if probe(path, f"{view.name}.{key}").num_frames > 1:
+                yield key, path
+
+    def _controls_of(self, view: ViewSpec) -> list[ControlFile]:
+        """Returns the control videos of a view. Edges come from the view itself where no file of them is given: where
+        control_path says so ({"edge": null}), or where the weights know no other control and the view has none."""
+        found, preset = [], self.spec.get("preset_edge_threshold")
+        given = dict(view.control_path)
+        if not given and self.types == (_EDGE,) and view.input_path is not None and preset != "none":
+            given = {_EDGE: None}
+        for kind, path in given.items():
+            key = f"{view.name}.control_path.{kind}" if kind else f"{view.name}.control_path"
+            if path is not None:
+                found.append(ControlFile(kind, key, path))
+                continue
+            if kind != _EDGE or view.input_path is None or preset == "none":
+                raise ConfigError(
+                    f"{self.spec.where}: {key} is null; expected a path: only edges can be extracted, from an "
+                    f"input_path, and where preset_edge_threshold is not none. Change `{key}`."
+                )
+            found.append(ControlFile(kind, f"{view.name}.input_path", view.input_path, extracted=True))
+        return found
 
     def _control(self, stride: int) -> ControlReader | None:
-        types = self._control_types()
-        readers: dict[str, list[FrameReader | None]] = {}
+        readers: dict[str, list[Windows | None]] = {}
+        masks: dict[str, list[Windows | None]] = {}
+        none: list[Windows | None] = [None] * len(self.views)
+        preset = self.spec.get("preset_edge_threshold") or "medium"
         for index, view in enumerate(self.views):
-            for (key, path), kind in zip(self._controls_of(view), view.control_path, strict=True):
-                kind = self._type_of(view, kind, types)
-                of_type = readers.setdefault(kind, [None] * len(self.views))
-                of_type[index] = FrameReader(
-                    path, key=f"{view.name}.{key}", size=self.model.size, first=self.first, stride=stride
-                )
-        return ControlReader(readers, self.model.size) if readers else None
+            for own in self._controls_of(view):
+                kind = self._type_of(own.key, own.kind)
+                frames = self._reader(own.path, own.key, stride)
+                readers.setdefault(kind, list(none))[index] = EdgeReader(frames, preset) if own.extracted else frames
+        for index, view in enumerate(self.views):
+            for kind, path in view.mask_path.items():
+                key = f"{view.name}.mask_path"
+                for each in [self._type_of(key, kind)] if kind else list(readers):
+                    masks.setdefault(each, list(none))[index] = self._reader(path, key, stride)
+        if not readers:
+            return None
+        extracted = [view.name for view in self.views if any(own.extracted for own in self._controls_of(view))]
+        if extracted:
+            self.notices.append(f"edges ({preset}) are extracted from the input of {', '.join(extracted)}.")
+        return ControlReader(readers, self.model.size, {kind: own for kind, own in masks.items() if kind in readers})
 
-    def _type_of(self, view: ViewSpec, kind: str, types: tuple[str, ...]) -> str:
-        key = f"{view.name}.control_path"
-        if not types:
+    def _reader(self, path: Path, key: str, stride: int) -> FrameReader:
+        return FrameReader(path, key=key, size=self.model.size, first=self.first, stride=stride)
+
+    def _type_of(self, key: str, kind: str) -> str:
+        """Returns the type of control that is meant. Raises ConfigError where the weights know no such type."""
+        if not self.types:
             raise ConfigError(
                 f"{self.spec.where}: {key} is given, but these weights were trained without control. Leave out "
                 f"`{key}`, or take other weights (`ckpt`)."
             )
-        if (kind and kind not in types) or (not kind and len(types) > 1):
+        if (kind and kind not in self.types) or (not kind and len(self.types) > 1):
             found = f"of type {kind!r}" if kind else "a path without its type"
+            key = key.removesuffix(f".{kind}")
             raise ConfigError(
-                f"{self.spec.where}: {key} is {found}; these weights know {', '.join(types)}. Write "
-                f'{{"{types[0]}": path}}. Change `{key}`.'
+                f"{self.spec.where}: {key} is {found}; these weights know {', '.join(self.types)}. Write "
+                f'{{"{self.types[0]}": path}}. Change `{key}`.'
             )
-        return kind or next(iter(types))
+        return kind or self.types[0]

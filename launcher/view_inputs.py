@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,16 +47,64 @@ def read_prompt_lines(path: Path, views: Sequence[str], key: str) -> list[str]:
     return lines if len(lines) == len(views) else lines * len(views)
 
 
-def read_prompt_embeddings(path: Path, views: int, key: str) -> Tensor:
+def text_of_views(
+    prompt: str | None, names: Sequence[str], model: Any, *, default: str | None = None, key: str = "prompt"
+) -> tuple[tuple[tuple[str, ...], ...] | None, Tensor | None]:
+    """Returns the texts of each view, one a chunk, or the embeddings of one text a view.
+
+    Args:
+        prompt: a text, or the path of a file of texts or embeddings; None: `default`.
+        names: of the views.
+        model: what they are for.
+        default: a text for weights that take any; None: no text.
+        key: configuration key that holds the prompt, for messages.
+
+    Raises:
+        ConfigError: a file cannot be read, or does not fit the views or the weights.
+    """
+    if prompt is None:
+        prompt = default if model.text_encoder is not None else None
+        return (None if prompt is None else ((prompt,),) * len(names)), None
+    if not is_text_file(prompt):
+        return ((prompt,),) * len(names), None
+    path = Path(prompt)
+    if path.suffix.lower() != ".txt":
+        return None, read_prompt_embeddings(path, len(names), key, getattr(model.network, "text", None))
+    return tuple((line,) for line in read_prompt_lines(path, names, key)), None
+
+
+def control_weight(value: Any) -> float | dict[str, float]:
+    """Returns how much control counts, of all types or by type; None is 1.
+
+    Raises:
+        ConfigError: no number from 0 to 1, nor such numbers by type.
+    """
+    if value is None:
+        return 1.0
+    by_type = dict(value) if isinstance(value, Mapping) else {"": value}
+    for kind, weight in by_type.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
+            what = f"control_weight{f' of {kind}' if kind else ''}"
+            raise ConfigError(
+                f"{what} is {weight!r}; expected a number from 0 to 1, or one for each type such as "
+                "{depth: 1, labels: 0.5}. Change `control_weight`."
+            )
+    if not isinstance(value, Mapping):
+        return float(value)
+    return {str(kind): float(weight) for kind, weight in by_type.items()}
+
+
+def read_prompt_embeddings(path: Path, views: int, key: str, text: Any) -> Tensor:
     """Returns the embeddings of one text a view, float32 [v l d].
 
     Args:
         path: .safetensors with one tensor, or .pt with one tensor, [1, v*l, d] or [v, l, d].
         views: number of views.
         key: configuration key that holds the path, for messages.
+        text: the network's text embedding, which says what it takes; None: the network takes no text.
 
     Raises:
-        ConfigError: a pickle, which could run code; a damaged file; or another shape.
+        ConfigError: a pickle, which could run code; a damaged file; another shape; or not what the network takes.
     """
     if path.suffix.lower() in _PICKLES:
         raise ConfigError(
@@ -80,7 +129,25 @@ def read_prompt_embeddings(path: Path, views: int, key: str) -> Tensor:
         )
     if not bool(torch.isfinite(tensor).all()):
         raise ConfigError(f"{key} {path} holds values that are not finite; expected numbers. Change `{key}`.")
+    _check_embeddings(tensor, f"{key} {path}", key, text)
     return tensor.float()
+
+
+def _check_embeddings(tensor: Tensor, where: str, key: str, text: Any) -> None:
+    """Refuses embeddings [v l d] that the network does not take."""
+    rows, width = tensor.shape[1:]
+    if text is None or text.words is not None:
+        taken = "words, and no embeddings: expected a text" if text is not None else "no text. Leave it out"
+        raise ConfigError(f"{where} holds embeddings of texts, and these weights take {taken}. Change `{key}`.")
+    if width != text.text_dim:
+        raise ConfigError(
+            f"{where} holds embeddings of {width} numbers a row; these weights take {text.text_dim}, those of the text "
+            f"encoder that they were trained with. Change `{key}`."
+        )
+    if text.text_len is not None and rows > text.text_len:
+        raise ConfigError(
+            f"{where} holds {rows} rows a view; these weights take at most {text.text_len}. Change `{key}`."
+        )
 
 
 def _one_tensor(path: Path) -> Tensor:

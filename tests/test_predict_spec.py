@@ -19,6 +19,7 @@ from launcher.entry import run
 from launcher.stored import use_stored
 from longtake.media.read import probe_video, read_video
 from longtake.media.write import encode_video
+from longtake.networks.conditioning import TextEmbedding
 from tests.launcher.spec_examples import EXAMPLES, VIEWS, changed, write
 from tests.tiny_views import write_views
 
@@ -301,11 +302,11 @@ def test_embeddings_are_read_as_numbers_only(specs: Path, tmp_path: Path) -> Non
     from launcher.view_inputs import read_prompt_embeddings
     from longtake.errors import ConfigError
 
-    given = torch.randn(1, 7 * 4, 8)
+    given, text = torch.randn(1, 7 * 4, 8), TextEmbedding(16, text_dim=8, text_len=5)
     save_file({"text": given}, tmp_path / "a.safetensors")
     torch.save(given, tmp_path / "a.pt")
     for name in ("a.safetensors", "a.pt"):
-        found = read_prompt_embeddings(tmp_path / name, 7, "prompt")
+        found = read_prompt_embeddings(tmp_path / name, 7, "prompt", text)
         assert torch.equal(found, given[0].unflatten(0, (7, 4)))
 
     class Evil:
@@ -315,14 +316,21 @@ def test_embeddings_are_read_as_numbers_only(specs: Path, tmp_path: Path) -> Non
     torch.save(Evil(), tmp_path / "evil.pt")
     torch.save(torch.randn(1, 27, 8), tmp_path / "odd.pt")
     torch.save({"a": given, "b": given}, tmp_path / "two.pt")
+    torch.save(torch.randn(1, 28, 9), tmp_path / "wide.pt")
+    torch.save(torch.randn(1, 42, 8), tmp_path / "long.pt")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:50])
     for name, reason in (
         ("evil.pt", "cannot be read"),
         ("odd.pt", r"expected floating point \[1, 7\*l, d\]"),
         ("two.pt", "holds 2 entries"),
+        ("wide.pt", "holds embeddings of 9 numbers a row; these weights take 8.*`prompt`"),
+        ("long.pt", "holds 6 rows a view; these weights take at most 5.*`prompt`"),
         ("cut.safetensors", "cannot be read"),
         ("a.pkl", r"can run code.*torch.save\(torch.as_tensor"),
     ):
         with pytest.raises(ConfigError, match=reason):
-            read_prompt_embeddings(tmp_path / name, 7, "prompt")
+            read_prompt_embeddings(tmp_path / name, 7, "prompt", text)
     assert not (tmp_path / "touched").exists()
+    for takes, reason in ((None, "take no text"), (TextEmbedding(16, text_dim=8, vocab_size=9), "take words")):
+        with pytest.raises(ConfigError, match=f"{reason}.*`prompt`"):
+            read_prompt_embeddings(tmp_path / "a.pt", 7, "prompt", takes)

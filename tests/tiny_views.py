@@ -49,11 +49,13 @@ def network_node(control: tuple[str, ...] = ("depth",), text: bool = True) -> di
     return node
 
 
-def write_views(path: Path, *, control: tuple[str, ...] = ("depth",), text: bool = True) -> Path:
+def write_views(
+    path: Path, *, control: tuple[str, ...] = ("depth",), text: bool = True, width: int = 16, data: str | None = None
+) -> Path:
     """Writes the weights and returns their path."""
     words = {"_target_": "longtake.encoders.text.WordsEncoder", "words": WORDS, "vocab_size": 32, "max_words": 6}
     spec = DiffusionSpec(
-        video={"fps": "10", "height": 16, "width": 16, "num_frames": CHUNK_PX, "chunk_lat": 3},
+        video={"fps": "10", "height": 16, "width": width, "num_frames": CHUNK_PX, "chunk_lat": 3},
         network=network_node(control, text),
         encoder={"video": {"_target_": "tests.block_code.BlockCode"}, "text": words if text else None},
         rollout={"_target_": "longtake.rollout.one_shot.OneShotRollout", "num_steps": 2, "guidance": 1.0},
@@ -61,7 +63,7 @@ def write_views(path: Path, *, control: tuple[str, ...] = ("depth",), text: bool
         trained_for=TrainedFor(rollouts=("sliding_window", "one_shot"), chunk_lat=3, starts_lat=(0, 1, 2)),
         encoder_fingerprint="block-code-1",
         num_context_frames=0,
-        data={"action_names": [], "action_typical": [], "view_names": list(RIG["views"]), "rig": RIG},
+        data={"action_names": [], "action_typical": [], "view_names": list(RIG["views"]), "rig": RIG, "name": data},
     )
     network = build(spec.network, ["tests"])
     generator = torch.Generator().manual_seed(0)

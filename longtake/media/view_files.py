@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,10 @@ class ViewLayout:
             if isinstance(place, Sequence) and len(place) == 2:
                 places[str(name)] = (int(place[0]), int(place[1]))
         return cls(tuple(names), places or None)
+
+    def writing(self, combined: bool | None) -> ViewLayout:
+        """Returns this layout with or without output.mp4 of several views; None: as it is."""
+        return self if combined is None else dataclasses.replace(self, combined=combined)
 
 
 def wide(views: np.ndarray) -> np.ndarray:
