@@ -18,6 +18,7 @@ from torch import Tensor
 
 from longtake.errors import ConfigError
 from longtake.geometry import pixel_frames
+from longtake.networks.action_motion import latent_motion
 from longtake.networks.token_decode import PackedWeights
 from longtake.networks.token_transformer import TokenTransformer
 from longtake.rollout.conditions import clip_conditions
@@ -82,6 +83,8 @@ def token_conditions(
     if first_px:
         table = torch.cat([torch.zeros_like(table[:, :1]), table[:, 1:]], dim=1)
     told = clip_conditions(dataclasses.replace(clip, actions=table), chunk_lat=1, num_chunks=num_lat, ratio=ratio)
+    assert told.actions is not None, "actions were given"
+    told = dataclasses.replace(told, motion=latent_motion(told.actions, ratio))
     return told if actions is None else dataclasses.replace(told, actions=actions(table).unsqueeze(2))
 
 

@@ -103,6 +103,7 @@ class Conditions(TensorGroup):
         actions: what led to the pixel frames of a latent frame, float [b s f a], a = pixel frames a latent frame times
             action columns.
         actions_mask: False where actions are absent or dropped, bool [b s f]; None: all are given.
+        motion: sums of the action columns of each latent frame (`latent_motion`), float [b s f 2a]; None: not told.
         fps: frames per second, float [b]; 0 or less where it was dropped.
         view_ids: index of each view in the rig, int64 [b v].
         view_mask: False for views that are absent: no other view sees them, bool [b v]; None: all are there.
@@ -118,6 +119,7 @@ class Conditions(TensorGroup):
     text_index: Tensor | None = None
     actions: Tensor | None = None
     actions_mask: Tensor | None = None
+    motion: Tensor | None = None
     fps: Tensor | None = None
     view_ids: Tensor | None = None
     view_mask: Tensor | None = None

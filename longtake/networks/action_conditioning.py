@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from longtake.errors import ConfigError, unknown_choice
+from longtake.networks.action_motion import MotionEmbedding, Pan
 from longtake.networks.conditioning import ActionEmbedding, sinusoid
 from longtake.types import Conditions
 
@@ -34,6 +35,7 @@ class ActionSignal:
         context: what cross-attention reads, [b n d].
         context_group: latent index from which on each context token may be seen, int64 [n].
         context_mask: True where a context token is real, bool [b n].
+        shift: how far the rotary rows and columns of each latent frame's tokens are moved, [b k 2].
     """
 
     additive: Tensor | None = None
@@ -41,6 +43,7 @@ class ActionSignal:
     context: Tensor | None = None
     context_group: Tensor | None = None
     context_mask: Tensor | None = None
+    shift: Tensor | None = None
 
     def visible(self, latent: Tensor) -> Tensor:
         """Returns which context tokens queries may see, bool [b 1 l n]: those of their latent and of earlier ones.
@@ -68,6 +71,7 @@ class ActionConditioning(nn.Module):
         action_dim: action columns.
         ratio_time: pixel frames of a latent frame.
         prior_only: tells latent k what happened up to the end of latent k - 1, and latent 0 nothing.
+        pan: moves the rotary positions of every latent's tokens along with the camera (`Pan`).
 
     Raises:
         ConfigError: the data has no actions.
@@ -75,7 +79,9 @@ class ActionConditioning(nn.Module):
 
     signal: Literal["additive", "modulation", "context"]
 
-    def __init__(self, dim: int, *, action_dim: int | None, ratio_time: int, prior_only: bool = False) -> None:
+    def __init__(
+        self, dim: int, *, action_dim: int | None, ratio_time: int, prior_only: bool = False, pan: bool = False
+    ) -> None:
         super().__init__()
         if not action_dim:
             raise ConfigError(
@@ -83,6 +89,7 @@ class ActionConditioning(nn.Module):
                 "set `network.actions=null`."
             )
         self.dim, self.action_dim, self.ratio_time, self.prior_only = dim, action_dim, ratio_time, prior_only
+        self.pan = Pan(action_dim) if pan else None
 
     def forward(self, conditions: Conditions) -> ActionSignal:
         """Returns the signal of every latent that `conditions.actions` has a row for.
@@ -97,7 +104,27 @@ class ActionConditioning(nn.Module):
             self.check(conditions.actions)
             if self.prior_only:
                 conditions = _one_latent_later(conditions)
-        return self.embed(conditions)
+        signal = self.embed(conditions)
+        if self.pan is None or conditions.actions is None:
+            return signal
+        return dataclasses.replace(signal, shift=self.pan(self.motion(conditions)))
+
+    def motion(self, conditions: Conditions) -> Tensor:
+        """Returns the motion of every latent, [b k 2a]; zeros where actions were dropped.
+
+        Raises:
+            ConfigError: there is none beside the actions.
+        """
+        motion = conditions.motion
+        if motion is None or motion.shape[-1] != 2 * self.action_dim:
+            raise ConfigError(
+                f"the network takes the motion of {self.action_dim} action columns and was given "
+                f"{'none' if motion is None else motion.shape[-1] // 2}. Change `network.actions.totals`, "
+                "`network.actions.pan` or `data`."
+            )
+        if conditions.actions_mask is not None:
+            motion = motion * conditions.actions_mask.unsqueeze(-1)
+        return motion.flatten(1, 2)
 
     def check(self, actions: Tensor) -> None:
         """Raises ConfigError for actions that this way cannot take."""
@@ -123,6 +150,7 @@ class PerLatentActions(ActionConditioning):
         ratio_time: pixel frames of a latent frame.
         into: "additive" adds it to the tokens (Genie); "modulation" sets shift, scale and gate of every block (adaLN).
         prior_only: as for `ActionConditioning`.
+        pan: as for `ActionConditioning`.
         zero_init: starts without any effect, for a pretrained network.
 
     Raises:
@@ -137,9 +165,10 @@ class PerLatentActions(ActionConditioning):
         ratio_time: int,
         into: Literal["additive", "modulation"] = "additive",
         prior_only: bool = False,
+        pan: bool = False,
         zero_init: bool = False,
     ) -> None:
-        super().__init__(dim, action_dim=action_dim, ratio_time=ratio_time, prior_only=prior_only)
+        super().__init__(dim, action_dim=action_dim, ratio_time=ratio_time, prior_only=prior_only, pan=pan)
         if into not in ("additive", "modulation"):
             raise unknown_choice("place for actions", into, ("additive", "modulation"), "network.actions.into")
         self.signal = into
@@ -163,12 +192,24 @@ class ContextActions(ActionConditioning):
         action_dim: action columns.
         ratio_time: pixel frames of a latent frame.
         prior_only: as for `ActionConditioning`.
+        totals: also adds a vector of the latent's motion (`latent_motion`) to its tokens.
+        pan: as for `ActionConditioning`.
     """
 
     signal = "context"
 
-    def __init__(self, dim: int, *, action_dim: int | None, ratio_time: int, prior_only: bool = False) -> None:
-        super().__init__(dim, action_dim=action_dim, ratio_time=ratio_time, prior_only=prior_only)
+    def __init__(
+        self,
+        dim: int,
+        *,
+        action_dim: int | None,
+        ratio_time: int,
+        prior_only: bool = False,
+        totals: bool = False,
+        pan: bool = False,
+    ) -> None:
+        super().__init__(dim, action_dim=action_dim, ratio_time=ratio_time, prior_only=prior_only, pan=pan)
+        self.totals = MotionEmbedding(dim, action_dim=self.action_dim, ratio_time=ratio_time) if totals else None
         self.null = nn.Parameter(torch.empty(dim))
         self.key_time = nn.Linear(dim, dim, bias=False)
         self.query_time = nn.Linear(dim, dim, bias=False)
@@ -197,13 +238,16 @@ class ContextActions(ActionConditioning):
             latent = torch.arange(num_lat, device=keys.device)
             keys = self.norm(keys + self.key_time(self._key_times(latent, n)))
             additive = self.query_time(sinusoid(latent * self.ratio_time, self.dim, self.query_time.weight.dtype))
+            additive = additive.expand(b, -1, -1)
+            if self.totals is not None:
+                additive = additive + self.totals(self.motion(conditions))
             null = self.norm(self.null).expand(b, 1, -1)
         mask = is_real.expand(b, num_lat, n)
         if conditions.actions_mask is not None:
             mask = mask & conditions.actions_mask.flatten(1, 2).unsqueeze(-1)
         group = latent.repeat_interleave(n)
         return ActionSignal(
-            additive=additive.expand(b, -1, -1).unflatten(1, slots).unsqueeze(2),
+            additive=additive.unflatten(1, slots).unsqueeze(2),
             context=torch.cat((null, keys.flatten(1, 2)), dim=1),
             context_group=torch.cat((group.new_zeros(1), group)),
             context_mask=torch.cat((mask.new_ones(b, 1), mask.flatten(1, 2)), dim=1),
@@ -222,8 +266,19 @@ class CrossAttentionActions(ContextActions):
     Arguments and errors as for `ContextActions`.
     """
 
-    def __init__(self, dim: int, *, action_dim: int | None, ratio_time: int, prior_only: bool = False) -> None:
-        super().__init__(dim, action_dim=action_dim, ratio_time=ratio_time, prior_only=prior_only)
+    def __init__(
+        self,
+        dim: int,
+        *,
+        action_dim: int | None,
+        ratio_time: int,
+        prior_only: bool = False,
+        totals: bool = False,
+        pan: bool = False,
+    ) -> None:
+        super().__init__(
+            dim, action_dim=action_dim, ratio_time=ratio_time, prior_only=prior_only, totals=totals, pan=pan
+        )
         self.mlp = nn.Sequential(nn.Linear(self.action_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.reset_parameters()
 
@@ -251,6 +306,8 @@ class FastActions(ContextActions):
         max_tokens: most tokens of a window.
         num_heads: of the attention inside a window.
         prior_only: as for `ActionConditioning`.
+        totals: as for `ContextActions`.
+        pan: as for `ActionConditioning`.
 
     Raises:
         ConfigError: no action columns, or a width that the heads do not divide.
@@ -266,8 +323,12 @@ class FastActions(ContextActions):
         max_tokens: int = 128,
         num_heads: int = 4,
         prior_only: bool = False,
+        totals: bool = False,
+        pan: bool = False,
     ) -> None:
-        super().__init__(dim, action_dim=action_dim, ratio_time=ratio_time, prior_only=prior_only)
+        super().__init__(
+            dim, action_dim=action_dim, ratio_time=ratio_time, prior_only=prior_only, totals=totals, pan=pan
+        )
         if dim % num_heads:
             raise ConfigError(
                 f"network.dim is {dim}, which {num_heads} heads do not divide; expected a multiple. Change "
@@ -319,8 +380,13 @@ def _one_latent_later(conditions: Conditions) -> Conditions:
     flat = actions.flatten(1, 2)
     known = torch.ones(flat.shape[:2], dtype=torch.bool, device=flat.device) if mask is None else mask.flatten(1, 2)
     nothing = torch.zeros_like(flat[:, :1]) if actions.is_floating_point() else torch.full_like(flat[:, :1], -1)
+    motion = conditions.motion
+    if motion is not None:
+        moved = motion.flatten(1, 2)
+        motion = torch.cat((torch.zeros_like(moved[:, :1]), moved[:, :-1]), dim=1).view_as(motion)
     return dataclasses.replace(
         conditions,
         actions=torch.cat((nothing, flat[:, :-1]), dim=1).view_as(actions),
         actions_mask=torch.cat((torch.zeros_like(known[:, :1]), known[:, :-1]), dim=1).view(actions.shape[:3]),
+        motion=motion,
     )

@@ -110,8 +110,8 @@ class TokenDecoder:
                 None if modulation is None or block.modulation is None else block.modulation_rows(modulation)
                 for block in self._blocks
             ]
-        self._tables = network.tables(grid)
-        self._places = torch.arange(len(self._tables.cos), device=parameter.device)
+            self._tables = network.tables(grid, self._signal.shift)
+        self._places = torch.arange(self._tables.places, device=parameter.device)
         self._rows = self._signal.rows(self._places)
         self._row_free = self._signal.additive is None and modulation is None
         first = self._blocks[0]

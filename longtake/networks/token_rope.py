@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from longtake.errors import ConfigError
@@ -75,8 +76,8 @@ class TokenTables:
     """What every place of a sequence adds and how far it turns; row 0 is BOV where there is one.
 
     Attributes:
-        cos: [n 1 hd], the halves alike.
-        sin: [n 1 hd], the first half negative.
+        cos: [n 1 hd], the halves alike; [b n 1 hd] where samples have positions of their own.
+        sin: as `cos`, the first half negative.
         added: absolute embedding [n d]; None: none.
     """
 
@@ -87,7 +88,18 @@ class TokenTables:
     def rows(self, where: slice | Tensor) -> TokenTables:
         """Returns the tables of some places: a slice, or indices [b n]."""
         added = None if self.added is None else self.added[where]
-        return TokenTables(self.cos[where], self.sin[where], added)
+        if self.cos.ndim == 3:
+            return TokenTables(self.cos[where], self.sin[where], added)
+        if isinstance(where, slice):
+            return TokenTables(self.cos[:, where], self.sin[:, where], added)
+        sample = torch.arange(len(where), device=where.device)[:, None]
+        cos, sin = (table.expand(len(where), -1, -1, -1)[sample, where] for table in (self.cos, self.sin))
+        return TokenTables(cos, sin, added)
+
+    @property
+    def places(self) -> int:
+        """Places of the sequence."""
+        return self.cos.shape[-3]
 
 
 def token_tables(
@@ -98,6 +110,7 @@ def token_tables(
     abs_dim: int | None,
     dtype: torch.dtype,
     device: torch.device | str,
+    shift: Tensor | None = None,
 ) -> TokenTables:
     """Returns the tables of a whole sequence.
 
@@ -108,15 +121,20 @@ def token_tables(
         abs_dim: width of the absolute embedding; None: none.
         dtype: of the activations.
         device: where the tables go.
+        shift: how far rows and columns of each latent frame are moved, [b t 2]; three axes only. BOV stays.
     """
     frame = Grid(grid.views, 1, grid.height, grid.width)
     positions = grid_positions(torch.arange(grid.frames), frame).flatten(0, 1)  # [n 3]
     offset = torch.zeros(int(bov), 3, dtype=torch.int64)
-    places = torch.cat((offset, positions))
+    places = torch.cat((offset, positions)).double()
     if len(frequencies) == 1:
         angles = torch.arange(len(places), dtype=torch.float64)[:, None] * frequencies
+    elif shift is None:
+        angles = places @ frequencies
     else:
-        angles = places.double() @ frequencies
+        moved = shift.double()[:, : grid.frames].repeat_interleave(grid.tokens // grid.frames, dim=1)
+        angles = places.to(device) + F.pad(moved, (1, 0, int(bov), 0))
+        angles = angles @ frequencies.to(device)
     cos, sin = angles.cos(), angles.sin()
     added = None
     if abs_dim is not None:
@@ -124,8 +142,8 @@ def token_tables(
         added = torch.cat((added.new_zeros(int(bov), abs_dim), added)).to(device, dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     return TokenTables(
-        torch.cat((cos, cos), dim=-1)[:, None].to(device, wide),
-        torch.cat((-sin, sin), dim=-1)[:, None].to(device, wide),
+        torch.cat((cos, cos), dim=-1).unsqueeze(-2).to(device, wide),
+        torch.cat((-sin, sin), dim=-1).unsqueeze(-2).to(device, wide),
         added,
     )
 

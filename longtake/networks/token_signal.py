@@ -30,6 +30,7 @@ class TokenSignal:
         context: what cross-attention reads, [b or 1, m, d]; None: nothing.
         visible_from: latent from which on each context token may be seen, int64 [m]; None: always.
         context_mask: True where a context token is real, bool [b or 1, m]; None: all are.
+        shift: how far the rotary rows and columns of each latent frame are moved, [b or 1, t, 2]; None: not at all.
     """
 
     grid: Grid
@@ -39,6 +40,7 @@ class TokenSignal:
     context: Tensor | None = None
     visible_from: Tensor | None = None
     context_mask: Tensor | None = None
+    shift: Tensor | None = None
 
     def rows(self, places: Tensor) -> Tensor:
         """Returns the row g of `additive` and `modulation` for places of the sequence, int64, shaped as `places`."""
@@ -96,6 +98,7 @@ def token_signal(
         context=told.context,
         visible_from=told.context_group,
         context_mask=told.context_mask,
+        shift=told.shift,
     )
     if context_dim is None:
         return signal

@@ -144,6 +144,11 @@ class TokenTransformer(nn.Module):
         self.abs_pos_emb, self.attends_padding = abs_pos_emb, attends_padding
         self._turns = (width, rope_theta, rope, checked_yarn(yarn, rope))
         self.actions = actions(dim) if actions is not None else None
+        if rope == "1d" and self.actions is not None and self.actions.pan is not None:
+            raise ConfigError(
+                "network.actions.pan is true with network.rope=1d, where nothing has a column to move; expected rope "
+                "3d. Change `network.actions.pan` or `network.rope`."
+            )
         self.context_dim = _context_dim(dim, cross_attn_every, context_dim, self.actions)
         self.embedding = TokenEmbedding(vocab_size, dim, bov=bov, factors=embedding_factors)
         self.layers = nn.ModuleList(
@@ -278,22 +283,23 @@ class TokenTransformer(nn.Module):
             padding=self.attends_padding,
         )
 
-    def tables(self, grid: Grid) -> TokenTables:
-        """Returns the positions of a sequence; the last few are kept."""
+    def tables(self, grid: Grid, shift: Tensor | None = None) -> TokenTables:
+        """Returns the positions of a sequence; those that nothing moves (`TokenSignal.shift`) are kept."""
         weight = self.norm.weight
+        told: dict[str, Any] = {
+            "bov": self.bov,
+            "abs_dim": self.dim if self.abs_pos_emb else None,
+            "dtype": weight.dtype,
+            "device": weight.device,
+        }
+        if shift is not None:
+            return token_tables(grid, rotary_frequencies(*self._turns), shift=shift, **told)
         key = (grid, weight.device, weight.dtype)
         if key not in self._tables:
             while len(self._tables) >= KEPT_TABLES:
                 self._tables.pop(next(iter(self._tables)))
             with torch.inference_mode(False), torch.no_grad():  # made in validation, used in training
-                self._tables[key] = token_tables(
-                    grid,
-                    rotary_frequencies(*self._turns),
-                    bov=self.bov,
-                    abs_dim=self.dim if self.abs_pos_emb else None,
-                    dtype=weight.dtype,
-                    device=weight.device,
-                )
+                self._tables[key] = token_tables(grid, rotary_frequencies(*self._turns), **told)
         return self._tables[key]
 
     def hidden_matrix_names(self) -> set[str]:
@@ -331,7 +337,7 @@ class TokenTransformer(nn.Module):
         places = torch.arange(n, device=ids.device)
         rows = signal.rows(places)
         told = TokenPass(
-            tables=self.tables(grid).rows(slice(0, n)),
+            tables=self.tables(grid, signal.shift).rows(slice(0, n)),
             cross_mask=signal.cross_mask(places),
             groups=None if signal.modulation is None else rows,
         )

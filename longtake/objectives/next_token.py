@@ -253,7 +253,7 @@ def averaged(values: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def _of_latents(conditions: Conditions, num_lat: int) -> Conditions:
     """Returns conditions of the first latents."""
-    fields = {name: getattr(conditions, name) for name in ("actions", "actions_mask")}
+    fields = {name: getattr(conditions, name) for name in ("actions", "actions_mask", "motion")}
     return dataclasses.replace(
         conditions, **{name: None if value is None else value[:, :num_lat] for name, value in fields.items()}
     )

@@ -23,6 +23,7 @@ from longtake.networks.action_conditioning import (
     FastActions,
     PerLatentActions,
 )
+from longtake.networks.action_motion import Pan, latent_motion
 from longtake.types import Conditions
 from tests.longtake.networks.tiny_tokens import ACTIONS, RATIO, layout, make, video
 
@@ -33,8 +34,11 @@ WAYS: dict[str, Any] = {
     "adaln": partial(PerLatentActions, into="modulation"),
     "cross": CrossAttentionActions,
     "cross_fast": partial(FastActions, vocab_size=FAST_VOCAB, num_heads=4),
+    "cross_totals": partial(CrossAttentionActions, totals=True),
+    "cross_fast_pan": partial(FastActions, vocab_size=FAST_VOCAB, num_heads=4, totals=True, pan=True),
+    "additive_pan": partial(PerLatentActions, pan=True),
 }
-NETWORKS = {"additive": "additive", "adaln": "adaln", "cross": "action_keys", "cross_fast": "action_keys"}
+NETWORKS = {way: "action_keys" if way.startswith("cross") else way.removesuffix("_pan") for way in WAYS}
 
 
 def frames(b: int = 2, seed: int = 0) -> Tensor:
@@ -49,11 +53,13 @@ def fast() -> FastActionsEncoder:
 
 def grouped(way: str, actions: Tensor, encoder: FastActionsEncoder, width: int | None = None) -> Conditions:
     """Returns conditions of one latent frame a slot, as a network with this way reads them."""
-    if way == "cross_fast":
+    numbers = group_by_latent(actions, RATIO).unsqueeze(2)
+    motion = latent_motion(numbers, RATIO)
+    if way.startswith("cross_fast"):
         tokens = encoder(actions)
         padding = tokens.new_full((*tokens.shape[:2], (width or tokens.shape[2]) - tokens.shape[2]), -1)
-        return Conditions(actions=torch.cat((tokens, padding), dim=-1).unsqueeze(2))
-    return Conditions(actions=group_by_latent(actions, RATIO).unsqueeze(2))
+        return Conditions(actions=torch.cat((tokens, padding), dim=-1).unsqueeze(2), motion=motion)
+    return Conditions(actions=numbers, motion=motion)
 
 
 def build(way: str, **changes: Any) -> ActionConditioning:
@@ -118,8 +124,8 @@ def test_dropped_and_absent_actions(way, fast):
     zeros = module(grouped(way, frames(1) * 0, fast))
     nothing = module(Conditions())
     assert not torch.equal(of_latent(zeros, 0), of_latent(nothing, 0))
-    if way in ("additive", "adaln"):
-        field = "additive" if way == "additive" else "modulation"
+    if not way.startswith("cross"):
+        field = "modulation" if way == "adaln" else "additive"
         assert torch.equal(getattr(told[0], field)[0, 1], getattr(nothing, field)[0, 0])
     else:
         assert nothing.context is not None
@@ -154,7 +160,7 @@ def test_gradients_reach_every_parameter(way, fast):
     module = build(way)
     mask = torch.tensor([[[True], [False], [True]]]).expand(2, -1, -1)
     signal = module(dataclasses.replace(grouped(way, frames(), fast), actions_mask=mask))
-    fields = [signal.additive, signal.modulation, signal.context]
+    fields = [signal.additive, signal.modulation, signal.context, signal.shift]
     sum((field * torch.randn_like(field)).sum() for field in fields if field is not None).backward()  # type: ignore[union-attr]
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
@@ -165,6 +171,32 @@ def test_gradients_reach_every_parameter(way, fast):
 def test_zero_init_has_no_effect(way, fast):
     signal = build(way, zero_init=True)(grouped(way, frames(), fast))
     assert not of_latent(signal, 1).any()
+
+
+def test_motion_by_hand():
+    """Sums of a latent's frames, and where its frames are on average; zeros stand before frame 0."""
+    actions = torch.zeros(1, 9, 2)
+    actions[0, :, 0], actions[0, 4, 1] = 1.0, -3.0
+    motion = latent_motion(group_by_latent(actions, RATIO).unsqueeze(2), RATIO)
+    assert motion[0, 0, 0].tolist() == [1, 0, 1 / 8, 0]
+    assert motion[0, 1, 0].tolist() == [8, -3, 4.5, -3 * 5 / 8]
+    pan = Pan(2)
+    with torch.no_grad():
+        pan.weight.copy_(torch.tensor([[0.0, 1.0], [0.5, 0.0]]))
+    assert pan(motion.flatten(1, 2))[0].tolist() == [[0, 0.5 / 8], [-3 * 5 / 8, 0.5 * 5.5]]
+
+
+def test_dropped_actions_do_not_move_positions(fast):
+    module = build("additive_pan")
+    assert module.pan is not None
+    torch.nn.init.ones_(module.pan.weight)
+    mask = torch.tensor([[[True], [False], [True]]])
+    shift = module(dataclasses.replace(grouped("additive_pan", frames(1), fast), actions_mask=mask)).shift
+    assert shift is not None
+    motion = latent_motion(group_by_latent(frames(1), RATIO), RATIO)[0]
+    start = motion[0, :ACTIONS].sum()
+    assert torch.allclose(shift[0, :, 0], torch.stack((motion[0, ACTIONS:].sum(), start, start + motion[2, 5:].sum())))
+    assert module(Conditions()).shift is None
 
 
 def test_padding_of_fast_tokens_does_not_matter(fast):
@@ -232,3 +264,7 @@ def test_refused(fast):
         build("cross_fast", max_tokens=5)(Conditions(actions=torch.zeros(1, 1, 1, 6, dtype=torch.int64)))
     with pytest.raises(ConfigError, match="`network.actions.num_heads`"):
         FastActions(DIM, action_dim=1, ratio_time=8, vocab_size=9, num_heads=5)
+    with pytest.raises(ConfigError, match="`network.actions.totals`"):
+        build("cross_totals")(dataclasses.replace(floats, motion=None))
+    with pytest.raises(ConfigError, match="`network.rope`"):
+        make("one_axis", actions=partial(PerLatentActions, action_dim=ACTIONS, ratio_time=RATIO, pan=True))

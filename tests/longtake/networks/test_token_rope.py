@@ -45,6 +45,28 @@ def test_tables_of_a_small_grid() -> None:
     assert torch.allclose(tables.sin[place, 0].double(), torch.cat((-angles.sin(), angles.sin())), atol=1e-7)
 
 
+def test_moved_positions_are_other_positions() -> None:
+    """A latent that is moved by whole rows and columns has the tables of where it then lies; samples on their own."""
+    grid, frequencies = Grid(views=2, frames=2, height=2, width=3), rotary_frequencies(24, 100.0, "3d")
+    settings = {"abs_dim": None, "dtype": torch.float32, "device": "cpu"}
+    shift = torch.tensor([[[0, 0], [0, 0]], [[1, 2], [0, 5]]]).float()
+    moved = token_tables(grid, frequencies, bov=True, shift=shift, **settings)
+    plain = token_tables(Grid(2, 2, 3, 8), frequencies, bov=True, **settings)
+    assert moved.cos.shape == (2, 25, 1, 24)
+
+    def place(frame: int, row: int, column: int, width: int, height: int) -> int:
+        return 1 + ((frame * 2 + 1) * height + row) * width + column  # of view 1
+
+    assert torch.equal(moved.cos[0], token_tables(grid, frequencies, bov=True, **settings).cos)
+    for frame, (rows, columns) in enumerate(shift[1].long().tolist()):
+        here, there = place(frame, 1, 2, 3, 2), place(frame, 1 + rows, 2 + columns, 8, 3)
+        assert torch.allclose(moved.sin[1, here], plain.sin[there], atol=1e-6)
+    assert torch.equal(moved.cos[1, 0], torch.ones(1, 24))  # BOV stays
+    where = torch.tensor([[3, 4], [7, 20]])
+    assert torch.equal(moved.rows(where).cos, torch.stack((moved.cos[0, [3, 4]], moved.cos[1, [7, 20]])))
+    assert torch.equal(moved.rows(slice(2, 5)).sin, moved.sin[:, 2:5])
+
+
 def test_halves_are_paired() -> None:
     """Channel j turns with channel j + hd/2, as a complex number."""
     tables = token_tables(

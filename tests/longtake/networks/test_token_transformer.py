@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from longtake.errors import ConfigError, DataError
+from longtake.networks.action_motion import latent_motion
 from longtake.networks.token_transformer import TokenTransformer
 from longtake.types import Conditions
-from tests.longtake.networks.tiny_tokens import GRID, PLAIN, VARIANTS, VOCAB, conditions, layout, make, video
+from tests.longtake.networks.tiny_tokens import GRID, PLAIN, RATIO, VARIANTS, VOCAB, conditions, layout, make, video
 
 PER_LAT = GRID[1] * GRID[2]
 
@@ -117,7 +118,9 @@ def test_no_future_leakage(name: str) -> None:
     if told.actions is not None:
         later = told.actions.clone()
         later[:, 2] += 1
-        after = whole(network, x, Conditions(actions=later, text_emb=told.text_emb, text_mask=told.text_mask))
+        motion = latent_motion(later, RATIO)
+        changed = Conditions(actions=later, motion=motion, text_emb=told.text_emb, text_mask=told.text_mask)
+        after = whole(network, x, changed)
         assert gap(after[:, : 2 * PER_LAT], before[:, : 2 * PER_LAT]) < 1e-6
         changes = (after - before)[:, 2 * PER_LAT :].abs().amax(dim=-1)
         assert bool((changes > 1e-4).all())  # its first token knows the actions too

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from longtake.networks.action_conditioning import CrossAttentionActions, PerLatentActions
+from longtake.networks.action_motion import latent_motion
 from longtake.networks.token_head import ChainHead, FactorisedHead, FullHead
 from longtake.networks.token_transformer import TokenTransformer, token_layout
 from longtake.types import Conditions
@@ -49,6 +50,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "action_keys": {
         "cross_attn_every": 1,
         "actions": partial(CrossAttentionActions, action_dim=ACTIONS, ratio_time=RATIO),
+    },
+    "pan": {
+        "bov": True,
+        "cross_attn_every": 1,
+        "actions": partial(CrossAttentionActions, action_dim=ACTIONS, ratio_time=RATIO, totals=True, pan=True),
     },
     "text_and_action_keys": {
         "dim": 96,
@@ -96,6 +102,7 @@ def conditions(name: str, b: int, num_lat: int = 3, seed: int = 2) -> Conditions
         told["text_mask"] = mask[:, None]
     if settings.get("actions"):
         told["actions"] = torch.randn(b, num_lat, 1, ACTIONS * RATIO, generator=generator)
+        told["motion"] = latent_motion(told["actions"], RATIO)
     return Conditions(**told)
 
 
