@@ -62,7 +62,7 @@ def run(argv: list[str]) -> int:
             for way in args.sampling:
                 key = f"{name}, batch {batch}, {way}"
                 figures[key] = _compare(key, peer, network, packed, batch, way, args)
-    write_result("decode", figures, args.output)
+                write_result("decode", figures, args.output)  # after every row, so that a run cut short keeps its rows
     return 0
 
 

@@ -60,7 +60,7 @@ def run(argv: list[str]) -> int:
                 **result.to_json(),
                 "passes_per_token": stats.passes_per_token,
             }
-    write_result("jacobi", figures, args.output)
+            write_result("jacobi", figures, args.output)  # after every row, so that a run cut short keeps its rows
     return 0
 
 
