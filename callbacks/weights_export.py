@@ -38,11 +38,11 @@ class WeightsExport(Callback):
 
     Args:
         path: the file.
-        monitor: the validated figure; lower is better.
+        monitor: the validated figure; lower is better. None: the last step is kept, not the best.
         dtype: of the numbers in the file, "float32", or "bfloat16" or "float16" (half the size).
     """
 
-    def __init__(self, path: str, monitor: str = "val/loss", dtype: str = "float32") -> None:
+    def __init__(self, path: str, monitor: str | None = "val/loss", dtype: str = "float32") -> None:
         if dtype not in _TYPES:
             raise unknown_choice("type of numbers", dtype, _TYPES, "callbacks.weights_export.dtype")
         self.path, self.monitor, self.dtype = Path(path), monitor, dtype
@@ -50,6 +50,8 @@ class WeightsExport(Callback):
         self._written_step = -1
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor is None:
+            return
         value = float(trainer.callback_metrics.get(self.monitor, math.nan))
         if not trainer.sanity_checking and value < self._best:
             self._best = value
