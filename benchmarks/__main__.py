@@ -7,6 +7,8 @@ import importlib
 import sys
 from pathlib import Path
 
+from longtake.errors import ConfigError
+
 HELPERS = {"__init__", "__main__", "held_out", "report"}
 
 
@@ -33,8 +35,11 @@ def main(argv: list[str]) -> int:
         for name, text in names.items():
             print(f"  {name:12} {text}")
         return 2 if unknown else 0
-    codes = [importlib.import_module(f"benchmarks.{name}").run(options) for name in wanted]
-    return max(codes)
+    try:
+        return max(importlib.import_module(f"benchmarks.{name}").run(options) for name in wanted)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

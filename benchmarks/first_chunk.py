@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.held_out import add_model_options, held_out_windows, prepared_model, stacked
 from benchmarks.report import write_result
 from longtake.actions import turn_column
-from longtake.generate import VideoModel
+from longtake.generate_diffusion import DiffusionModel
 from longtake.metrics.baselines import best_blur
 from longtake.metrics.first_chunk import FirstChunks, first_chunk_table
 from longtake.metrics.frames import unit_frames
@@ -60,7 +60,7 @@ def run(argv: list[str]) -> int:
 
 
 def measure(
-    model: VideoModel, plan: RolloutPlan, clips: list[dict[str, Any]], *, samples: int, batch: int, seed: int
+    model: DiffusionModel, plan: RolloutPlan, clips: list[dict[str, Any]], *, samples: int, batch: int, seed: int
 ) -> FirstChunks:
     """Returns truth and predictions of the first chunk of each clip, with true, shuffled and absent actions.
 
@@ -106,7 +106,7 @@ def measure(
 
 
 def _roll_out(
-    model: VideoModel,
+    model: DiffusionModel,
     plan: RolloutPlan,
     clip: Clip,
     actions: Tensor | None,
@@ -122,7 +122,7 @@ def _roll_out(
     return unit_frames(frames[:, 0, plan.start_px :])
 
 
-def _recoded(model: VideoModel, frames: np.ndarray, plan: RolloutPlan) -> Tensor:
+def _recoded(model: DiffusionModel, frames: np.ndarray, plan: RolloutPlan) -> Tensor:
     """Returns what the first stage makes of the chunk's true frames, [1 t c h w]."""
     with torch.no_grad():
         video = model.video_encoder.decode(model.video_encoder.encode(to_unit_range(frames[None], model.device)))
@@ -135,7 +135,7 @@ def _unit(frames: np.ndarray, plan: RolloutPlan) -> tuple[Tensor, Tensor]:
     return unit[:, : plan.start_px], unit[:, plan.start_px :]
 
 
-def _plan(model: VideoModel) -> RolloutPlan:
+def _plan(model: DiffusionModel) -> RolloutPlan:
     """Returns the plan of one chunk after the frames that are given by default."""
     trained = model.spec.trained_for
     length = model.spec.num_context_frames + trained.chunk_lat * trained.ratio

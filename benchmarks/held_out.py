@@ -18,8 +18,9 @@ from datamodules.video import VideoDataModule
 from launcher.compose import compose
 from launcher.predict_jobs import prepared
 from launcher.stored import use_stored
-from longtake.errors import BadSampleError, DataError
+from longtake.errors import BadSampleError, ConfigError, DataError
 from longtake.generate import VideoModel
+from longtake.generate_diffusion import DiffusionModel
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +31,21 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def prepared_model(options: argparse.Namespace) -> tuple[VideoModel, VideoDataModule]:
-    """Returns the model that --ckpt names and its data, as predict.py has them."""
+def prepared_model(options: argparse.Namespace) -> tuple[DiffusionModel, VideoDataModule]:
+    """Returns the model that --ckpt names and its data, as predict.py has them.
+
+    Raises:
+        ConfigError: it cannot be had, or predicts tokens.
+    """
     overrides = [f"ckpt={options.ckpt}", f"trust=[{','.join(options.trust)}]", *options.set]
     use_stored(overrides)
     cfg = compose("predict", overrides)
     data = pixel_data(instantiate(cfg.data) if "data" in cfg else None)
     model = prepared(cfg)
+    if not isinstance(model, DiffusionModel):
+        raise ConfigError(
+            f"ckpt={options.ckpt} is a {model.spec.kind} model; expected a diffusion model. Change `ckpt`."
+        )
     data.prepare_data()
     data.setup("predict")
     return model, data

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from benchmarks.held_out import add_model_options, held_out_windows, prepared_model, stacked
 from benchmarks.report import write_result
-from longtake.errors import ConfigError
 from longtake.generate_diffusion import DiffusionModel
 from longtake.generate_windows import window_actions
 from longtake.metrics.bootstrap import Interval, bootstrap, ratio_of_means
@@ -58,10 +57,9 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--output", type=Path, default=None, help="write the figures there as JSON")
     options = parser.parse_args(argv)
     model, data = prepared_model(options)
-    if not isinstance(model, DiffusionModel):
-        raise ConfigError(
-            f"ckpt={options.ckpt} is a {model.spec.kind} model; expected a diffusion model. Change `ckpt`."
-        )
+    chosen = rollouts(model, options)
+    lengths = {"num_frames_px": options.frames, "context_px": options.given, "trained": model.spec.trained_for}
+    plans = {name: plan_of(rollout, **lengths) for name, rollout in chosen.items()}
     clips = held_out_windows(data, options.split, options.frames, options.clips)
     truth = unit_frames(np.stack([clip["frames"][0] for clip in clips]))
     rows: dict[str, Row] = {}
@@ -69,9 +67,8 @@ def run(argv: list[str]) -> int:
         f"{options.ckpt}: {len(clips)} clips of split {options.split!r}, {options.frames} frames, {options.given} given"
     )
     print(Row.header())
-    for name, rollout in rollouts(model, options).items():
-        model.rollout = rollout
-        plan = plan_of(rollout, num_frames_px=options.frames, context_px=options.given, trained=model.spec.trained_for)
+    for name, plan in plans.items():
+        model.rollout = chosen[name]
         frames, seconds = made(model, plan, clips, NoiseKey(options.seed, tuple(clip["key"] for clip in clips)))
         rows[name] = measured(unit_frames(frames), truth, starts_of(plan), options.given, seconds)
         print(rows[name].text(name), flush=True)
