@@ -20,7 +20,7 @@ from longtake.errors import ConfigError
 from longtake.geometry import latent_frames
 from longtake.networks.layout import ChunkLayout, Grid
 from longtake.objectives.flow_matching import NoiseLevels, pick
-from longtake.objectives.slot_objective import SlotObjective
+from longtake.objectives.slot_objective import SlotObjective, TrainingPass
 from longtake.rollout.conditions import dropped
 from longtake.rollout.denoise import Network
 from longtake.rollout.noise import Draws, NoiseKey, uniform, uniform_of_sample
@@ -127,6 +127,7 @@ class FrameConditioned(SlotObjective):
             there = self.views_of(key, latents.shape[1], conditions.view_mask).to(latents.device)
             conditions = dataclasses.replace(conditions, view_mask=there)
             mask = there[:, :, None].expand(-1, -1, latents.shape[2]) if mask is None else mask & there[:, :, None]
+            training_pass, conditions, mask = _without_absent(training_pass, conditions, mask, there)
         return self._loss(network, training_pass, conditions, mask)
 
     def views_of(self, key: NoiseKey, views: int, mask: Tensor | None = None) -> Tensor:
@@ -167,6 +168,53 @@ class FrameConditioned(SlotObjective):
         if self.control_dropout == 0:
             return conditions
         return dropped(conditions, control=uniform_of_sample(key, "control") < self.control_dropout)
+
+
+def _without_absent(
+    training_pass: TrainingPass, conditions: Conditions, mask: Tensor, there: Tensor
+) -> tuple[TrainingPass, Conditions, Tensor]:
+    """Returns a pass, its conditions and the mask [b v t] with as many views as the sample with most of them has.
+
+    Nothing sees an absent view, and it is out of the loss: so it need not be computed. A sample with fewer views keeps
+    some absent ones to fill its row.
+    """
+    views = there.shape[1]
+    kept = max(int(there.sum(dim=1).max()), 2)  # of one view alone, attention between views would get no gradient
+    if kept >= views:
+        return training_pass, conditions, mask
+    rows = (~there).byte().argsort(dim=1, stable=True)[:, :kept]  # [b kept]: those that are there, in their order
+
+    def of(tensor: Tensor, axis: int) -> Tensor:
+        """Picks the views, on `axis`; a tensor that is equal for all views has size 1 there."""
+        if tensor.shape[axis] == 1:
+            return tensor
+        shape = [len(rows), *[1] * (tensor.ndim - 1)]
+        shape[axis] = kept
+        index = rows.to(tensor.device).view(shape)
+        return tensor.take_along_dim(index, dim=axis)
+
+    def all_of(group: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+        return None if group is None else {kind: of(tensor, 2) for kind, tensor in group.items()}
+
+    def maybe(tensor: Tensor | None, axis: int) -> Tensor | None:
+        return None if tensor is None else of(tensor, axis)
+
+    layout = ChunkLayout.one_shot(dataclasses.replace(training_pass.layout.grid, views=kept))
+    fewer = dataclasses.replace(
+        training_pass,
+        layout=layout,
+        **{name: of(getattr(training_pass, name), 2) for name in ("x", "sigma", "velocity", "predicted")},
+    )
+    told = dataclasses.replace(
+        conditions,
+        view_ids=maybe(conditions.view_ids, 1),
+        view_mask=maybe(conditions.view_mask, 1),
+        text_index=maybe(conditions.text_index, 2),
+        control=all_of(conditions.control),
+        control_weight=all_of(conditions.control_weight),
+        given=maybe(conditions.given, 2),
+    )
+    return fewer, told, of(mask, 1)
 
 
 def _ranks(draws: Tensor) -> Tensor:

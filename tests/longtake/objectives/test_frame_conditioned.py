@@ -138,6 +138,29 @@ def test_views_are_sampled_evenly_and_the_absent_are_out_of_everything() -> None
     assert objective(network, latents, told(), key_of()).loss != before
 
 
+@pytest.mark.parametrize("kind", ["channels", "cross"])
+@pytest.mark.parametrize("most", [1, 3])
+def test_absent_views_are_not_computed_and_nothing_else_changes(
+    kind: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = network_of(kind, control=CONTROL, given_channel=True)
+    objective = frame_conditioned(views=[1, most], view_condition_dropout=2, control_dropout=0.3)
+    draw = torch.Generator().manual_seed(1)
+    shape = (3, 1, VIEWS, FRAMES, 4, 4, 4)
+    control = {kind: torch.randn(shape, generator=draw, dtype=torch.float64) for kind in ("depth", "labels")}
+    weight = {"depth": torch.rand(3, 1, VIEWS, 1, 1, 1, generator=draw, dtype=torch.float64)}
+    conditions = told(control=control, control_weight=weight)
+    seen: list[int] = []
+    hook = network.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[2]))
+    fewer = objective(network, clips(), conditions, key_of())
+    monkeypatch.setattr("longtake.objectives.frame_conditioned._without_absent", lambda *given: given[:3])
+    whole = objective(network, clips(), conditions, key_of())
+    hook.remove()
+    counts = objective.views_of(key_of(), VIEWS).sum(dim=1)
+    assert seen == [max(2, int(counts.max())), VIEWS]
+    assert fewer.loss.item() == pytest.approx(whole.loss.item(), rel=1e-9)
+
+
 def test_control_is_dropped_in_its_share_of_samples() -> None:
     objective = frame_conditioned(control_dropout=0.15)
     control = {"depth": torch.zeros(2000, 1, 1, 1, 1, 2, 2)}
