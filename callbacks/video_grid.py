@@ -116,6 +116,8 @@ class VideoGrid(Callback):
     def _rolled(self, module: RollsOut, clips: Clip) -> tuple[RolloutPlan, np.ndarray, np.ndarray]:
         """Returns the plan, and true and generated frames, uint8 [b v t h w c]."""
         longest = int(module.video["num_frames"])
+        if clips.frame_mask is not None:
+            longest = min(longest, clips.frame_mask.shape[1])
         plan = module.plan(min(self.num_frames or longest, longest))
         truth = module.truth_frames(clips, plan)
         rolled = np.concatenate([chunk.frames for chunk in module.rollout_frames(clips, plan)], axis=2)

@@ -29,7 +29,7 @@ from datamodules.loading.plan import SamplePlan
 from datamodules.loading.plan_progress import PlanProgress, plan_fingerprint
 from datamodules.loading.reading import SplitReader
 from datamodules.loading.remote import ShardCache
-from datamodules.loading.streams import StreamOptions, make_streams
+from datamodules.loading.streams import StreamOptions, make_streams, report_short
 from datamodules.loading.summary import check_requirements, log_summary
 from datamodules.shards import DatasetInfo
 from longtake.errors import ConfigError, unknown_choice
@@ -260,12 +260,16 @@ class ClipsDataModule(L.LightningDataModule):
         """Returns the loader of a fixed list of samples of the first set ("val", "test" or "predict")."""
         info, split = self.infos[0], self.splits[stage]
         data = self._split_data(info, split, training=False)
-        available = len(data.reader)
+        lengths, wanted_px = data.reader.num_frames(), self.streams.num_frames
+        filled = [count for count in wanted_px if (lengths >= self.streams.span(count)).any()]
+        num_frames = max(filled, default=min(wanted_px))
+        report_short(data.reader, lengths, self.streams.span(num_frames))
+        usable = np.flatnonzero(lengths >= self.streams.span(num_frames)).tolist()
+        available = len(usable)
         wanted = min(self.val_samples or available, available) if stage == "val" else available
         # Spread over the split: neighbours in a set often come from one recording.
-        samples = [index * available // wanted for index in range(wanted)]
+        samples = [usable[index * available // wanted] for index in range(wanted)]
         positions = FixedPositions(samples, self.val_batch_size, shard)
-        num_frames = max(self.streams.num_frames)
         return self._make_loader(
             lambda: fixed(positions, data, num_frames), self._ledger(split, available), length=len(positions)
         )

@@ -7,7 +7,7 @@ several encodings, one for each start, and a window always begins at one of them
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from datamodules.base import ClipsDataModule
 from datamodules.loading.decoding import Draws, Window
@@ -16,24 +16,30 @@ from longtake.errors import BadSampleError, ConfigError
 from longtake.geometry import latent_frames
 
 
-def drawn_start(encodings: Mapping[int, int], window: Window, needed: int, draws: Draws) -> int:
+def drawn_start(
+    encodings: Mapping[int, int], window: Window, needed: int, draws: Draws, offsets: Iterable[int] = (0,)
+) -> int:
     """Returns the pixel frame at which the encoding begins that is taken.
 
     Args:
         encodings: latent frames of each encoding, by the pixel frame that it begins at.
         window: with its start, or without: then it is drawn.
-        needed: latent frames wanted.
+        needed: latent frames wanted, of each block where there are several.
         draws: of the sample.
+        offsets: pixel frames from the start to the beginning of each block; every block is an encoding of its own.
 
     Raises:
         BadSampleError: no encoding is long enough, or none begins there.
     """
-    starts = sorted(start for start, there in encodings.items() if there >= needed)
+    offsets = tuple(offsets)
+    long_enough = {start for start, there in encodings.items() if there >= needed}
+    starts = sorted(start for start in long_enough if all(start + offset in long_enough for offset in offsets))
     if window.start is not None:
         starts = [start for start in starts if start == window.start]
     if not starts:
         there = ", ".join(map(str, sorted(encodings)))
-        raise BadSampleError(f"holds no encoding of {needed} latent frames (encodings begin at: {there})")
+        blocks = f"{len(offsets)} encodings in a row" if len(offsets) > 1 else "encoding"
+        raise BadSampleError(f"holds no {blocks} of {needed} latent frames (encodings begin at: {there})")
     return starts[draws.below(len(starts), "start")]
 
 
@@ -45,12 +51,17 @@ class CachedDataModule(ClipsDataModule):
             model for it, where there is one.
         pixels: name of the data that holds the pixels, for those who compare rollouts with them; not used here.
         **kwargs: as for `ClipsDataModule`; `num_frames` still counts pixel frames.
+
+    Attributes:
+        block_frames: pixel frames of a block, where a clip is made of blocks that are causal starts of their own; else
+            None.
     """
 
     def __init__(self, *, encoder_fingerprint: str | None = None, pixels: str | None = None, **kwargs: object) -> None:
         super().__init__(**kwargs)  # type: ignore[arg-type]
         self.encoder_fingerprint = encoder_fingerprint
         self.pixels = pixels
+        self.block_frames: int | None = None
 
     def setup(self, stage: str) -> None:
         """See `ClipsDataModule`; takes the fingerprint from the model that is trained."""
@@ -81,4 +92,12 @@ class CachedDataModule(ClipsDataModule):
         if self.frame_stride != 1:
             raise ConfigError(f"data.frame_stride is {self.frame_stride}; expected 1 for cached {what}.")
         for length in self.streams.num_frames:
-            latent_frames(length, ratio, "data.num_frames")
+            if self.block_frames is None:
+                latent_frames(length, ratio, "data.num_frames")
+            elif length % self.block_frames:
+                raise ConfigError(
+                    f"data.num_frames is {length}; expected whole blocks of data.block_frames={self.block_frames} "
+                    f"frames, for example {2 * self.block_frames}. Change `video.num_frames`."
+                )
+        if self.block_frames is not None:
+            latent_frames(self.block_frames, ratio, "data.block_frames")

@@ -34,6 +34,8 @@ class LatentsDecoder:
         num_views: of the set.
         companions: what comes along with the frames.
         control: cached control types that are wanted.
+        block_frames: pixel frames of a block where a clip is made of blocks, each an encoding of its own; None: it is
+            one encoding.
     """
 
     ratio: int
@@ -41,6 +43,7 @@ class LatentsDecoder:
     num_views: int
     companions: Companions
     control: tuple[str, ...] = ()
+    block_frames: int | None = None
 
     def __call__(self, sample: Sample, window: Window, draws: Draws) -> Fields:
         """Returns latents [v t c h w], control the same, text where cached, actions [t_px a], states, masks and fps."""
@@ -48,34 +51,43 @@ class LatentsDecoder:
             tensors = safetensors.torch.load(sample.read(MEMBER))
         except safetensors.SafetensorError as error:
             raise BadSampleError(f"member {MEMBER!r} cannot be read: {error}") from error
-        needed = latent_frames(window.num_frames, self.ratio, "data.num_frames")
+        block_px = self.block_frames or window.num_frames
+        needed = latent_frames(block_px, self.ratio, "data.num_frames")
         encodings = {
             int(name.removeprefix(PREFIX)): len(value[0])
             for name, value in tensors.items()
             if name.startswith(PREFIX) and name.removeprefix(PREFIX).isdecimal() and value.ndim
         }
-        start = drawn_start(encodings, window, needed, draws)
+        offsets = range(0, window.num_frames, block_px)
+        start = drawn_start(encodings, window, needed, draws, offsets)
         placed = Window(start, window.num_frames)
         text = _drawn_text({name: tensors[name] for name in TEXT_FIELDS if name in tensors}, draws)
         return {
-            "latents": self._checked(tensors[f"{PREFIX}{start}"])[:, :needed],
-            **self._controls(tensors, start, needed),
+            "latents": self._blocks(tensors, PREFIX, start, offsets, needed),
+            **self._controls(tensors, start, offsets, needed),
             **self.companions.read(sample, placed, draws, list(range(self.num_views))),
             **text,
         }
 
-    def _controls(self, tensors: dict[str, Tensor], start: int, needed: int) -> Fields:
+    def _controls(self, tensors: dict[str, Tensor], start: int, offsets: range, needed: int) -> Fields:
         """Returns the latents of the control videos from the same start, and which views have them."""
         if not self.control:
             return {}
         latents, masks = {}, {}
         for kind in self.control:
-            name = f"control.{kind}.{start}"
-            if name not in tensors or f"control_mask.{kind}" not in tensors:
+            prefix = f"control.{kind}."
+            missing = [f"{prefix}{start + offset}" for offset in offsets if f"{prefix}{start + offset}" not in tensors]
+            if missing or f"control_mask.{kind}" not in tensors:
+                name = missing[0] if missing else f"control_mask.{kind}"
                 raise BadSampleError(f"holds no {name!r}; expected the control video {kind!r} beside the latents")
-            latents[kind] = self._checked(tensors[name])[:, :needed]
+            latents[kind] = self._blocks(tensors, prefix, start, offsets, needed)
             masks[kind] = tensors[f"control_mask.{kind}"].bool()
         return {"control": latents, "control_mask": masks}
+
+    def _blocks(self, tensors: dict[str, Tensor], prefix: str, start: int, offsets: range, needed: int) -> Tensor:
+        """Returns the first `needed` latents of the encoding that begins at each block, one after another."""
+        blocks = [self._checked(tensors[f"{prefix}{start + offset}"])[:, :needed] for offset in offsets]
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
     def _checked(self, latents: Tensor) -> Tensor:
         if latents.ndim != 5 or latents.shape[0] != self.num_views or latents.shape[2] != self.channels:
@@ -105,12 +117,19 @@ class LatentsDataModule(CachedDataModule):
 
     Args:
         control: cached control types to load, as latents.
+        block_frames: pixel frames of a block: a clip is then made of blocks, each of them a cached encoding that begins
+            there, so a causal start of its own. None: it is one encoding.
         **kwargs: as for `CachedDataModule`.
     """
 
-    def __init__(self, *, control: list[str] | None = None, **kwargs: object) -> None:
+    def __init__(self, *, control: list[str] | None = None, block_frames: int | None = None, **kwargs: object) -> None:
         super().__init__(**kwargs)  # type: ignore[arg-type]
         self.control = tuple(control or ())
+        if block_frames is not None and block_frames < 1:
+            raise ConfigError(
+                f"data.block_frames is {block_frames}; expected 1 or more, or null. Change `data.block_frames`."
+            )
+        self.block_frames = block_frames
 
     def decoder(self, info: DatasetInfo, *, training: bool) -> Decoder:
         """Returns the decoder of one set. Raises ConfigError where its latents are not the model's."""
@@ -132,6 +151,7 @@ class LatentsDataModule(CachedDataModule):
             num_views=len(info.source.view_names),
             companions=Companions.of(info),
             control=self.control,
+            block_frames=self.block_frames,
         )
 
     def shape(self, info: DatasetInfo) -> tuple[object, ...]:

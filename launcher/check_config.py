@@ -81,6 +81,8 @@ def _geometry(cfg: DictConfig) -> Iterator[str]:
     if not _is_whole(frames) or frames < 2:
         yield (f"video.num_frames is {frames!r}; expected a whole number of 2 or more. Change `video.num_frames`.")
         return
+    if cfg.video.get("block_frames") is not None:
+        return  # the objective and the data check blocks
     try:
         latent_frames(frames, _SMALLEST_RATIO, "video.num_frames")
     except ConfigError as error:

@@ -27,6 +27,7 @@ def diffusion(cfg: DictConfig) -> Iterator[str]:
         if not isinstance(objective, SlotObjective) or rollout.kind == "tokens":
             raise ConfigError(_mixed(objective, rollout, "ar_diffusion"))
         trained = objective.trained_for(num_frames_px=cfg.video.num_frames, ratio=_RATIO_TIME)
+        _check_blocks(cfg, trained.own_starts)
         solver.begin(rollout.num_steps)
         context = node.get("num_context_frames")
         if context is None:
@@ -34,6 +35,16 @@ def diffusion(cfg: DictConfig) -> Iterator[str]:
         plan_of(rollout, num_frames_px=context + 1, context_px=context, trained=trained)
 
     yield from _complaint(check)
+
+
+def _check_blocks(cfg: DictConfig, own_starts: bool) -> None:
+    """Cached clips must be made of blocks where, and only where, the objective takes blocks. Raises ConfigError."""
+    wanted = cfg.video.get("block_frames") if own_starts else None
+    if "block_frames" in cfg.data and cfg.data.block_frames != wanted:
+        raise ConfigError(
+            f"data.block_frames is {cfg.data.block_frames}, and the objective needs {wanted}; expected the same. "
+            "Change `data` (data=doom_blocks_latents has blocks, data=doom_latents has none), `video` or `objective`."
+        )
 
 
 def tokens(cfg: DictConfig) -> Iterator[str]:

@@ -16,14 +16,15 @@ from torchmetrics import MeanMetric
 from lightning_modules.base import built
 from lightning_modules.generative import GenerativeModule, Node, position_of
 from longtake.errors import ConfigError
-from longtake.geometry import covering_latent_frames, latent_frames, pixel_frames
+from longtake.geometry import covering_latent_frames, pixel_frames
 from longtake.model_spec import DiffusionSpec
+from longtake.objectives.context_target import ContextTarget
 from longtake.objectives.slot_objective import SlotObjective
 from longtake.rollout.conditions import clip_conditions
 from longtake.rollout.noise import NoiseKey
 from longtake.rollout.plan import check_rollout
 from longtake.rollout.sliding_plan import AnyPlan, SlidingPlan
-from longtake.streaming import VideoChunk, decoded, to_uint8
+from longtake.streaming import VideoChunk, decoded, to_uint8, to_unit_range
 from longtake.types import Clip, Conditions
 from longtake.work import Work
 
@@ -66,7 +67,7 @@ class ARDiffusion(GenerativeModule):
         check_rollout(self.rollout.kind, self.trained_for)
         self.solver.begin(self.rollout.num_steps)  # a wrong number of steps is found before anything is trained
         self.plan(self.default_context_px + 1)  # and so is a start that these weights are not trained for
-        self._frames_lat = latent_frames(self.video["num_frames"], self.ratio, "video.num_frames")
+        self._frames_lat = self.objective.frames_lat(self.video["num_frames"], self.ratio)
         count = self._val_objective.chunks_used(self._frames_lat)
         names = ["loss", *(f"loss@chunk{index:02d}" for index in range(count))]
         # a NaN shall show; torchmetrics' "disable" would let it, but forgets the weights
@@ -96,7 +97,13 @@ class ARDiffusion(GenerativeModule):
     def training_step(self, batch: Clip, batch_idx: int) -> Tensor:
         key = NoiseKey.of_positions(self.seed, position_of(batch))
         latents, conditions = self.encoded(batch)
-        out = self.objective(self.network, latents, conditions, key, mask=self.latent_mask(batch, self._frames_lat))
+        mask = self.latent_mask(batch, latents.shape[2])
+        if isinstance(self.objective, ContextTarget):
+            out = self.objective(
+                self.network, latents, conditions, key, mask=mask, context_transform=self.through_8_bit
+            )
+        else:
+            out = self.objective(self.network, latents, conditions, key, mask=mask)
         self.log("train/loss", out.loss, batch_size=len(batch), sync_dist=True)
         for name, value in out.logs.items():
             self.log(f"train/{name}", value, batch_size=len(batch), sync_dist=True)
@@ -106,7 +113,7 @@ class ARDiffusion(GenerativeModule):
         """Measures the error at fixed noise levels; the noise depends on the sample's name only."""
         key = NoiseKey(self.seed, tuple(batch.key))
         latents, conditions = self.encoded(batch)
-        mask = self.latent_mask(batch, self._frames_lat)
+        mask = self.latent_mask(batch, latents.shape[2])
         weight = len(batch) if batch.frame_mask is None else int(batch.frame_mask.any(1).sum())
         metrics = cast(Mapping[str, MeanMetric], self.val_losses)
         for sigma in self.val_sigmas:
@@ -115,7 +122,8 @@ class ARDiffusion(GenerativeModule):
             for name, value in values.items():
                 metrics[name].update(value, weight=weight)
         for name, metric in metrics.items():
-            self.log(f"val/{name}", metric, on_epoch=True, batch_size=len(batch))
+            if metric.update_called:  # validation clips may be shorter than those of training
+                self.log(f"val/{name}", metric, on_epoch=True, batch_size=len(batch))
 
     def encoded(self, batch: Clip) -> tuple[Tensor, Conditions]:
         """Returns latents [b v t c h w] and the conditions of the chunks of a batch."""
@@ -126,6 +134,7 @@ class ARDiffusion(GenerativeModule):
             chunk_lat=self._val_objective.chunk_frames(num_lat),
             num_chunks=self._val_objective.chunks_used(num_lat),
             ratio=self.ratio,
+            own_starts=self.trained_for.own_starts,
         )
         if not self.action_dim or conditions.actions is None:
             return latents, dataclasses.replace(conditions, actions=None)
@@ -138,7 +147,12 @@ class ARDiffusion(GenerativeModule):
         if batch.latents is not None:
             return batch.latents
         assert batch.video is not None, "a batch holds latents or pixels"
-        return self.video_encoder.encode(batch.video.float() / 127.5 - 1)
+        return self.video_encoder.encode_blocks(batch.video.float() / 127.5 - 1, self.trained_for.block_lat)
+
+    @torch.no_grad()
+    def through_8_bit(self, latents: Tensor) -> Tensor:
+        """Returns latents [b v t c h w] of a causal start as they are after their frames were in a file."""
+        return self.video_encoder.encode(to_unit_range(to_uint8(self.video_encoder.decode(latents)), latents.device))
 
     @torch.no_grad()
     def with_control(self, batch: Clip) -> Clip:
@@ -181,6 +195,7 @@ class ARDiffusion(GenerativeModule):
             num_chunks=plan.num_chunks,
             ratio=self.ratio,
             num_frames_px=plan.num_frames_px,
+            own_starts=plan.trained.own_starts,
         )
         if not self.action_dim:
             conditions = dataclasses.replace(conditions, actions=None)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_modules.averaged import AveragedModule
 from lightning_modules.base import built
-from longtake.geometry import covering_latent_frames
+from longtake.geometry import covering_latent_frames, pixel_frames
 from longtake.model_spec import ModelSpec, without_folders
 from longtake.optimizers import HIDDEN
 from longtake.provenance import commit
@@ -178,9 +178,7 @@ class GenerativeModule(AveragedModule):
         if batch.frame_mask is None:
             real = torch.ones(len(batch), 1, num_lat, dtype=torch.bool, device=self.device)
         else:
-            frames = batch.frame_mask
-            grouped = frames[:, 1:].unflatten(1, (-1, self.ratio)).all(2)
-            real = torch.cat([frames[:, :1], grouped], dim=1)[:, None]
+            real = _real_latents(batch.frame_mask, self.ratio, self.trained_for.block_lat)[:, None]
         real = real.expand(-1, views, -1)
         return real if batch.view_mask is None else real & batch.view_mask[:, :, None]
 
@@ -208,8 +206,10 @@ class GenerativeModule(AveragedModule):
         """Returns the true frames of a rollout, uint8 [b v t h w c]: pixels, or what cached codes decode to."""
         if batch.video is not None:
             return to_uint8(batch.video[:, :, : plan.num_frames_px].float() / 127.5 - 1)
-        count = covering_latent_frames(plan.num_frames_px, self.ratio)
-        video = self.video_encoder.decode(self.codes_of(batch)[:, :, :count].to(self.device))
+        block_lat = plan.trained.block_lat
+        count = covering_latent_frames(plan.num_frames_px, self.ratio, block_lat)
+        codes = self.codes_of(batch)[:, :, :count].to(self.device)
+        video = self.video_encoder.decode_blocks(codes, block_lat) if block_lat else self.video_encoder.decode(codes)
         return to_uint8(video[:, :, : plan.num_frames_px])
 
     # Files
@@ -251,6 +251,15 @@ def views_of(batch: Clip) -> int:
     """Returns the number of views of a batch."""
     clips = next(value for value in (batch.latents, batch.tokens, batch.video) if value is not None)
     return clips.shape[1]
+
+
+def _real_latents(frame_mask: Tensor, ratio: int, block_lat: int | None) -> Tensor:
+    """Returns which latent frames code real pixel frames only, bool [b t], from which pixel frames are, bool [b t]."""
+    if block_lat is not None:
+        blocks = frame_mask.unflatten(1, (-1, pixel_frames(block_lat, ratio)))
+        return torch.cat([_real_latents(block, ratio, None) for block in blocks.unbind(1)], dim=1)
+    grouped = frame_mask[:, 1:].unflatten(1, (-1, ratio)).all(2)
+    return torch.cat([frame_mask[:, :1], grouped], dim=1)
 
 
 def position_of(batch: Clip) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from longtake.actions import resolve_actions
 from longtake.errors import ConfigError
-from longtake.geometry import pixel_frames
+from longtake.geometry import covering_latent_frames, pixel_frames
 from longtake.media.grid import fitted
 from longtake.media.images import IMAGE_SUFFIXES, read_image
 from longtake.media.read import read_video
@@ -239,7 +239,7 @@ class VideoModel(ABC):
     ) -> tuple[Frames, np.ndarray | None, list[str]]:
         """Returns the frames of a start that can be used, their tokens if these were given, and what was done."""
         frames, notices = self._start(start)
-        frames, more = _used(frames, num_context_frames, self._trained.ratio)
+        frames, more = _used(frames, num_context_frames, self._trained.ratio, self._trained.block_lat)
         return frames, None, [*notices, *more]
 
     def _actions(self, given: str | np.ndarray | None, num_frames: int, seed: str) -> np.ndarray | None:
@@ -298,7 +298,9 @@ def read_start(path: Path) -> Frames:
         raise ConfigError(f"{error}; expected an image or a video to start from. Change `input`.") from error
 
 
-def _used(frames: Frames, num_context_frames: int | None, ratio: int) -> tuple[Frames, list[str]]:
+def _used(
+    frames: Frames, num_context_frames: int | None, ratio: int, block_lat: int | None
+) -> tuple[Frames, list[str]]:
     """Returns the last frames of a start that an encoder can code, and what is left out."""
     there = frames.shape[1]
     if num_context_frames is not None:
@@ -308,7 +310,11 @@ def _used(frames: Frames, num_context_frames: int | None, ratio: int) -> tuple[F
                 "Change `num_context_frames` or `input`."
             )
         return frames[:, there - num_context_frames :], []
-    usable = 0 if there == 0 else pixel_frames(1 + (there - 1) // ratio, ratio)
+    count = covering_latent_frames(there, ratio, block_lat)
+    usable = pixel_frames(count, ratio, block_lat)
+    if usable > there:
+        usable = pixel_frames(count - 1, ratio, block_lat)
     if usable == there:
         return frames, []
-    return frames[:, there - usable :], [f"the start has {there} frames; the last {usable} are used (1 + k*{ratio})."]
+    lattice = f"1 + k*{ratio}" if block_lat is None else f"blocks of {pixel_frames(block_lat, ratio)}"
+    return frames[:, there - usable :], [f"the start has {there} frames; the last {usable} are used ({lattice})."]

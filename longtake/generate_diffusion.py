@@ -65,6 +65,7 @@ class DiffusionModel(VideoModel):
             num_chunks=plan.num_chunks,
             ratio=plan.trained.ratio,
             num_frames_px=plan.num_frames_px,
+            own_starts=plan.trained.own_starts,
         )
         more = {} if negative is None else {"negative": negative}
         chunks = self.rollout(self.network, clip.latents, conditions, plan, self.solver, key, **more)
@@ -74,7 +75,7 @@ class DiffusionModel(VideoModel):
         """Returns the latents [b v t c h w] of frames, uint8 [b v t h w c]; t = 0 for none."""
         video = to_unit_range(frames, self.device)
         if video.shape[2]:
-            return self.video_encoder.encode(video)
+            return self.video_encoder.encode_blocks(video, self._trained.block_lat)
         geometry = self.video_encoder.geometry
         return video.new_zeros(*video.shape[:2], 0, geometry.channels, *geometry.grid(*self.size))
 

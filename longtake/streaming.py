@@ -57,6 +57,8 @@ def decoded(chunks: Iterator[Chunk], decoder: StreamDecoder, plan: RolloutPlan) 
     """
     state: Any = None
     for chunk in chunks:
+        if plan.trained.own_starts:
+            state = None
         with torch.no_grad():
             video, state = decoder.decode_stream(chunk.latents, state)
         start, stop = plan.frames_of(chunk.index)

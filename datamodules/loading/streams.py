@@ -77,7 +77,7 @@ def _streams_of(reader: SplitReader, dataset: int, shape: tuple[object, ...], op
     lengths = sorted(options.num_frames)
     spans = np.array([options.span(length) for length in lengths])
     bucket = np.searchsorted(spans, available, side="right") - 1
-    _report_short(reader, available, int(spans[0]), int((bucket < 0).sum()))
+    report_short(reader, available, int(spans[0]))
     streams = []
     for index, num_frames in enumerate(lengths):
         chosen = numbers[bucket == index]
@@ -122,14 +122,19 @@ def _groups(reader: SplitReader, samples: np.ndarray) -> tuple[int, ...]:
     return tuple(int(count) for count in counts if count)
 
 
-def _report_short(reader: SplitReader, available: np.ndarray, needed: int, num_short: int) -> None:
+def report_short(reader: SplitReader, available: np.ndarray, needed: int) -> None:
+    """Warns of clips with fewer than `needed` frames, which are left out; `available` is what each has.
+
+    Raises:
+        ConfigError: no clip has enough.
+    """
     root: Path = reader.info.root
+    num_short = int((available < needed).sum())
     if num_short == len(available):
         raise ConfigError(
-            f"no clip of split {reader.split!r} in {root} has the {needed} frames needed (longest: "
-            f"{int(available.max())}); "
-            "expected clips at least as long as data.num_frames times data.frame_stride. Change `data.num_frames`, or "
-            "make the set with longer clips."
+            f"no clip has the {needed} frames needed (longest: {int(available.max())}) in split {reader.split!r} of "
+            f"{root}; expected clips at least as long as data.num_frames times data.frame_stride. Change "
+            "`data.num_frames`, or make the set with longer clips."
         )
     if num_short:
         log.warning(

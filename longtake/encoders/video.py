@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from longtake.errors import ConfigError
-from longtake.geometry import latent_frames
+from longtake.geometry import latent_frames, pixel_frames
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -114,6 +114,24 @@ class VideoEncoder(nn.Module, ABC):
             starts: for each first frame the number of frames, 1 + k * ratio_time.
         """
         return {start: self.encode(video[:, :, start : start + count]) for start, count in starts.items()}
+
+    def encode_blocks(self, video: Tensor, block_lat: int | None) -> Tensor:
+        """Returns normalised latents [b v t c h w] of a video in blocks, each of them a causal start of its own.
+
+        Args:
+            video: as for `encode`; whole blocks, and after them what makes a causal clip, or nothing.
+            block_lat: latent frames of a block; None: the video is one causal clip, as for `encode`.
+        """
+        if block_lat is None:
+            return self.encode(video)
+        blocks = video.split(pixel_frames(block_lat, self.geometry.ratio_time), dim=2)
+        return torch.cat([self.encode(block) for block in blocks], dim=2)
+
+    def decode_blocks(self, latents: Tensor, block_lat: int | None) -> Tensor:
+        """Returns the video of latents that `encode_blocks` made, float32 in [-1, 1], [b v t c h w]."""
+        if block_lat is None:
+            return self.decode(latents)
+        return torch.cat([self.decode(block) for block in latents.split(block_lat, dim=2)], dim=2)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -49,6 +49,12 @@ class TrainingPass:
 class SlotObjective(ABC):
     """Velocity error on the target slots of a layout.
 
+    Attributes:
+        rollouts: kinds of rollout that the weights are for.
+        own_starts: whether every chunk of a clip is a causal start of its own (`TrainedFor.own_starts`).
+        one_context: whether a chunk is told of the one before it only (`TrainedFor.one_context`).
+        gives_in_evaluation: whether `evaluate` gives the first chunk the start that training gives it.
+
     Args:
         noise_levels: how noise levels are drawn and weighed.
         first_chunk_clean: how often the first chunk has no clean leading latents ("none"), one ("image") or more
@@ -63,6 +69,9 @@ class SlotObjective(ABC):
     context_sees: Literal["self", "past"] = "self"
     levels_per: Literal["slot", "frame"] = "slot"
     context_noise: float = 0.0
+    own_starts: ClassVar[bool] = False
+    one_context: ClassVar[bool] = False
+    gives_in_evaluation: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -100,13 +109,17 @@ class SlotObjective(ABC):
     def layout(self, num_chunks: int, grid: Grid) -> ChunkLayout:
         """Returns the slots of a training pass; its targets are in chunk order, equally many a chunk."""
 
+    def frames_lat(self, num_frames_px: int, ratio: int) -> int:
+        """Returns the latent frames of clips of `num_frames_px`. Raises ConfigError where there are no such clips."""
+        return latent_frames(num_frames_px, ratio, "video.num_frames")
+
     def trained_for(self, *, num_frames_px: int, ratio: int) -> TrainedFor:
         """Returns what weights trained by this objective on clips of `num_frames_px` may be used for.
 
         Raises:
             ConfigError: such clips do not fit this objective.
         """
-        num_frames_lat = latent_frames(num_frames_px, ratio, "video.num_frames")
+        num_frames_lat = self.frames_lat(num_frames_px, ratio)
         self.chunks_used(num_frames_lat)
         frames = self.chunk_frames(num_frames_lat)
         probabilities = start_probabilities(self.first_chunk_clean, frames)
@@ -117,6 +130,8 @@ class SlotObjective(ABC):
             context_sees=self.context_sees,
             commit_role=self.commit_role,
             ratio=ratio,
+            own_starts=self.own_starts,
+            one_context=self.one_context,
         )
 
     def __call__(
@@ -167,7 +182,9 @@ class SlotObjective(ABC):
         targets = torch.tensor(layout.targets, device=latents.device)
         clean = x.index_select(1, targets)
         levels, weight = self._levels(key, layout, sigma)
-        given = self._given(key, layout, frames) if sigma is None else torch.zeros(len(key), 1, 1, 1, dtype=torch.bool)
+        given = torch.zeros(len(key), 1, 1, 1, dtype=torch.bool)
+        if sigma is None or self.gives_in_evaluation:
+            given = self._given(key, layout, frames)
         target_levels = torch.where(given, self._given_levels(key), levels).to(latents.device, latents.dtype)
         noise = self._noise(key, "noise", layout.targets, layout, clean)
         x = x.index_copy(1, targets, noised(clean, noise, target_levels[..., None, None, None]))
@@ -215,14 +232,18 @@ class SlotObjective(ABC):
     def _with_context_noise(
         self, x: Tensor, sigmas: Tensor, key: NoiseKey, layout: ChunkLayout
     ) -> tuple[Tensor, Tensor]:
-        """Returns x and sigmas with the contexts noised by a level drawn evenly from [0, context_noise]."""
+        """Returns x and sigmas with the contexts noised by levels of their own."""
         indices = torch.tensor(layout.contexts, device=x.device)
         chunks = [layout.slots[index].chunk for index in layout.contexts]
-        levels = (uniform(key, "context_sigma", Draws(chunks, [0] * len(chunks))) * self.context_noise).to(sigmas)
+        levels = self._context_levels(key, chunks).to(sigmas)
         clean = x.index_select(1, indices)
         noise = self._noise(key, "context", layout.contexts, layout, clean)
         x = x.index_copy(1, indices, noised(clean, noise, levels[..., None, None, None]))
         return x, sigmas.index_copy(1, indices, levels.expand(-1, -1, *sigmas.shape[2:]))
+
+    def _context_levels(self, key: NoiseKey, chunks: list[int]) -> Tensor:
+        """Returns the noise levels of contexts, drawn evenly from [0, context_noise], [b contexts 1 1]."""
+        return uniform(key, "context_sigma", Draws(chunks, [0] * len(chunks))) * self.context_noise
 
     def _dropped(self, conditions: Conditions, key: NoiseKey) -> Conditions:
         shares = [self.joint_dropout, self.text_dropout, self.action_dropout]
@@ -245,7 +266,8 @@ class SlotObjective(ABC):
         predicted = training_pass.predicted.expand(error.shape)
         if mask is not None:
             predicted = predicted & _of_targets(mask, layout)
-        return _average(error, training_pass.weight, predicted, layout.slots[layout.targets[-1]].chunk + 1)
+        num_chunks = len({layout.slots[index].chunk for index in layout.targets})
+        return _average(error, training_pass.weight, predicted, num_chunks)
 
 
 def _of_targets(mask: Tensor, layout: ChunkLayout) -> Tensor:

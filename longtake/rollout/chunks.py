@@ -203,7 +203,8 @@ class ChunkStream(Iterator[Chunk]):
         own = self._conditions_of(chunk)
         frames = self._plan.trained.chunk_lat
         if chunk < self._plan.given_chunks:
-            memory = self.state.memory if self.state.pending is None else self._commit_pending(own)
+            commits = self.state.pending is not None and not self._plan.trained.one_context
+            memory = self._commit_pending(own) if commits else self.state.memory
             given = frames
             latents = self._context[:, :, chunk * frames : (chunk + 1) * frames]
         else:
@@ -228,10 +229,13 @@ class ChunkStream(Iterator[Chunk]):
         x = noise_of_chunk(state.key, "noise", chunk, self._context.new_empty(b, views, frames, *size))
         x = torch.cat([given, x[:, :, given_lat:]], dim=2)
         run, memory = self._solver.begin(self._rollout.num_steps), state.memory
+        place = chunk
+        if trained.one_context:  # as in training: slots 0 and 1 of a video that has no others
+            memory, place = self._network.empty_memory(), min(chunk, 1)
         for index, told in enumerate(run.schedule.told):
             commits = index == 0 and state.pending is not None
             layout = ChunkLayout.stream(
-                chunk, self._grid, commits, context_sees=trained.context_sees, commit_role=trained.commit_role
+                place, self._grid, commits, context_sees=trained.context_sees, commit_role=trained.commit_role
             )
             slots, sigmas, conditions = [x], [frame_sigmas(told, given_lat, frames)], own
             if commits:

@@ -29,6 +29,7 @@ def clip_conditions(
     num_chunks: int,
     ratio: int,
     num_frames_px: int | None = None,
+    own_starts: bool = False,
     control_weight: Weight = 1.0,
     control_where: Mapping[str, Tensor] | None = None,
 ) -> Conditions:
@@ -42,15 +43,16 @@ def clip_conditions(
         ratio: pixel frames a latent frame.
         num_frames_px: pixel frames that must have an action; None: all of the chunks. Frames after them are only there
             because a length was rounded up; they repeat the last action.
+        own_starts: whether every chunk is a causal start of its own (`TrainedFor.own_starts`).
         control_weight: see `control_chunks`.
         control_where: see `control_chunks`.
 
     Raises:
         ConfigError: there are fewer actions than that, or the control is too short or weighted wrongly.
     """
-    actions = clip.actions
+    actions, block_lat = clip.actions, chunk_lat if own_starts else None
     if actions is not None:
-        wanted = pixel_frames(num_chunks * chunk_lat, ratio)
+        wanted = pixel_frames(num_chunks * chunk_lat, ratio, block_lat)
         needed = wanted if num_frames_px is None else min(num_frames_px, wanted)
         if actions.shape[1] < needed:
             raise ConfigError(
@@ -61,7 +63,7 @@ def clip_conditions(
         missing = wanted - actions.shape[1]
         if missing > 0:
             actions = torch.cat([actions, actions[:, -1:].expand(-1, missing, -1)], dim=1)
-        actions = group_by_latent(actions, ratio).unflatten(1, (num_chunks, chunk_lat))
+        actions = group_by_latent(actions, ratio, block_lat).unflatten(1, (num_chunks, chunk_lat))
     control, weights = control_chunks(
         clip.control or {},
         chunk_lat=chunk_lat,
@@ -102,6 +104,23 @@ def of_chunks(conditions: Conditions, chunks: Sequence[int]) -> Conditions:
         return tensor.index_select(1, torch.tensor(list(chunks), device=tensor.device))
 
     return _on_slots(conditions, pick)
+
+
+def of_rows(conditions: Conditions, rows: Tensor, chunks: Tensor) -> Conditions:
+    """Returns the conditions of some samples, each with slots of its own.
+
+    Args:
+        conditions: of b samples.
+        rows: indices of the samples, int64 [n] on the CPU.
+        chunks: for each of them the chunks that its slots hold, int64 [n s] on the CPU.
+    """
+    own = conditions.map(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
+
+    def pick(tensor: Tensor) -> Tensor:
+        picked = chunks.to(tensor.device)
+        return tensor[torch.arange(len(tensor), device=tensor.device)[:, None], picked]
+
+    return _on_slots(own, pick)
 
 
 def join_slots(first: Conditions, second: Conditions) -> Conditions:

@@ -34,6 +34,8 @@ class TrainedFor:
         context_sees: whether a context slot sees itself only or earlier slots too.
         commit_role: the role in which clean chunks went into memory ("context"; diffusion forcing: "target").
         ratio: pixel frames a latent frame.
+        own_starts: whether every chunk is encoded as a causal start of its own (chunks of 3 are 9 px, 1 + 4 + 4).
+        one_context: whether a chunk is told of nothing but the one before it: memory is emptied before each chunk.
     """
 
     rollouts: tuple[str, ...]
@@ -42,6 +44,17 @@ class TrainedFor:
     context_sees: Literal["self", "past"] = "self"
     commit_role: Literal["context", "target"] = "context"
     ratio: int = 4
+    own_starts: bool = False
+    one_context: bool = False
+
+    @property
+    def block_lat(self) -> int | None:
+        """Latent frames after which the encoder starts again, as `longtake.geometry` takes it; None: it never does."""
+        return self.chunk_lat if self.own_starts else None
+
+    def pixels(self, num_lat: int) -> int:
+        """Returns the pixel frames of `num_lat` latent frames from the beginning of a video."""
+        return pixel_frames(num_lat, self.ratio, self.block_lat)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain containers for a header."""
@@ -84,12 +97,13 @@ class RolloutPlan:
     @property
     def start_px(self) -> int:
         """Pixel frames of the start that are used: the last ones of the given clip."""
-        return pixel_frames(self.start_lat, self.trained.ratio)
+        return self.trained.pixels(self.start_lat)
 
     def frames_of(self, chunk: int) -> tuple[int, int]:
         """Returns the pixel frames [start, stop) of the result that a chunk decodes to, the end trimmed."""
         first = chunk * self.trained.chunk_lat
-        start, stop = pixel_range(first, first + self.trained.chunk_lat, self.trained.ratio)
+        trained = self.trained
+        start, stop = pixel_range(first, first + trained.chunk_lat, trained.ratio, trained.block_lat)
         return min(start, self.num_frames_px), min(stop, self.num_frames_px)
 
     def notices(self) -> list[str]:
@@ -102,7 +116,7 @@ class RolloutPlan:
                 f"{f' (whole chunks of {size} latent frames)' if size > 1 else ''}, the first {self.skipped_px} are "
                 "left out."
             )
-        made = pixel_frames(self.num_chunks * size, self.trained.ratio)
+        made = self.trained.pixels(self.num_chunks * size)
         if made > self.num_frames_px:
             lines.append(
                 f"num_frames={self.num_frames_px} is rounded up to {made}, in whole "
@@ -128,18 +142,20 @@ def plan_rollout(kind: RolloutKind, *, num_frames_px: int, context_px: int, trai
         raise ConfigError(f"num_frames is {num_frames_px}; expected 1 frame or more. Change `num_frames`.")
     if context_px < 0:
         raise ConfigError(f"num_context_frames is {context_px}; expected 0 or more. Change `num_context_frames`.")
-    given = 0 if context_px == 0 else latent_frames(context_px, trained.ratio, "num_context_frames")
+    given = 0
+    if context_px > 0:
+        given = latent_frames(context_px, trained.ratio, "num_context_frames", trained.block_lat)
     start_lat = given if given < trained.chunk_lat else given // trained.chunk_lat * trained.chunk_lat
     if kind == "tokens":
         start_lat = min(given, max(trained.starts_lat))  # the last latents of a window are predicted
-    start_px = pixel_frames(start_lat, trained.ratio)
+    start_px = trained.pixels(start_lat)
     _check_start(kind, start_lat, trained)
     if num_frames_px <= start_px:
         raise ConfigError(
             f"num_frames is {num_frames_px}, and {start_px} frames are given at the start, so nothing is left to "
             f"predict; expected more than {start_px}. Change `num_frames` or `num_context_frames`."
         )
-    num_chunks = -(-covering_latent_frames(num_frames_px, trained.ratio) // trained.chunk_lat)
+    num_chunks = -(-covering_latent_frames(num_frames_px, trained.ratio, trained.block_lat) // trained.chunk_lat)
     if kind == "one_shot" and num_chunks > 1:
         longest = pixel_frames(trained.chunk_lat, trained.ratio)
         raise ConfigError(
