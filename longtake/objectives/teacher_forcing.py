@@ -11,10 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from einops import rearrange
+from torch import Tensor
+
 from longtake.errors import ConfigError, unknown_choice
 from longtake.networks.layout import ChunkLayout, Grid
 from longtake.objectives.chunked import ChunkedObjective
 from longtake.objectives.flow_matching import NoiseLevels
+from longtake.objectives.own_contexts import with_own_contexts
+from longtake.rollout.denoise import Network
+from longtake.rollout.noise import NoiseKey
+from longtake.types import Conditions, LossOutput
 
 
 class TeacherForcing(ChunkedObjective):
@@ -28,6 +35,9 @@ class TeacherForcing(ChunkedObjective):
         num_chunks: chunks of a clip that are used, from its start; None: all.
         context_noise: contexts get a noise level drawn evenly from [0, this], and the network is told it.
         context_sees: whether a context slot attends to itself only ("self") or to earlier ones too ("past").
+        own_contexts: share of clips whose contexts the network has drawn again itself (`own_contexts`).
+        own_noise: these get noise of a level drawn evenly from [0, this] before.
+        own_steps: network evaluations that they take, for a third of a step's time each.
         text_dropout: see `SlotObjective`.
         action_dropout: see `SlotObjective`.
         joint_dropout: see `SlotObjective`.
@@ -43,6 +53,9 @@ class TeacherForcing(ChunkedObjective):
         num_chunks: int | None = None,
         context_noise: float = 0.0,
         context_sees: Literal["self", "past"] = "self",
+        own_contexts: float = 0.0,
+        own_noise: float = 0.7,
+        own_steps: int = 3,
         text_dropout: float = 0.0,
         action_dropout: float = 0.0,
         joint_dropout: float = 0.0,
@@ -67,9 +80,41 @@ class TeacherForcing(ChunkedObjective):
             )
         if context_sees not in ("self", "past"):
             raise unknown_choice("visibility of contexts", context_sees, ["self", "past"], "objective.context_sees")
+        for name, value in (("own_contexts", own_contexts), ("own_noise", own_noise)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"objective.{name} is {value}; expected 0 to 1. Change `objective.{name}`.")
+        if own_steps < 1:
+            raise ConfigError(f"objective.own_steps is {own_steps}; expected 1 or more. Change `objective.own_steps`.")
+        self.own_contexts, self.own_noise, self.own_steps = own_contexts, own_noise, own_steps
         self.noise_repeats = noise_repeats
         self.context_noise = context_noise
         self.context_sees = context_sees
+
+    def __call__(
+        self,
+        network: Network,
+        latents: Tensor,
+        conditions: Conditions,
+        key: NoiseKey,
+        *,
+        mask: Tensor | None = None,
+    ) -> LossOutput:
+        """See `SlotObjective`; with `own_contexts` the network first draws contexts again."""
+        training_pass, conditions = self.prepare(network, latents, key), self._dropped(conditions, key)
+        if self.own_contexts > 0:
+            count = self.chunks_used(latents.shape[2])
+            used = latents[:, :, : count * self.chunk_lat].to(training_pass.x.dtype)
+            training_pass = with_own_contexts(
+                network,
+                training_pass,
+                rearrange(used, "b v (n f) c h w -> b n v f c h w", n=count),
+                conditions,
+                key,
+                share=self.own_contexts,
+                noise=self.own_noise,
+                steps=self.own_steps,
+            )
+        return self._loss(network, training_pass, conditions, mask)
 
     def layout(self, num_chunks: int, grid: Grid) -> ChunkLayout:
         return ChunkLayout.teacher_forcing(num_chunks, self.noise_repeats, grid, context_sees=self.context_sees)
