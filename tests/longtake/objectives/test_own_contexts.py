@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from longtake.errors import ConfigError
-from longtake.networks.layout import ChunkLayout
+from longtake.networks.layout import ChunkLayout, Grid
 from longtake.objectives.flow_matching import NoiseLevels
 from longtake.objectives.own_contexts import redrawn
 from longtake.objectives.teacher_forcing import TeacherForcing
@@ -52,8 +52,6 @@ def latents() -> Tensor:
 
 @pytest.fixture
 def network() -> Pulling:
-    from longtake.networks.layout import Grid
-
     return Pulling(Grid(views=1, frames=2, height=1, width=1))
 
 
