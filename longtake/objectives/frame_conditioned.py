@@ -38,6 +38,8 @@ class FrameConditioned(SlotObjective):
         views: fewest and most views of a sample; the others are absent. None: all are there.
         view_condition_dropout: up to so many views, never the first one, lose what they are given.
         control_dropout: share of samples without any control.
+        control_region: share of samples in which control counts inside of a drawn box of space and time only, so that
+            masks mean something to the network.
         text_dropout: see `SlotObjective`.
         action_dropout: see `SlotObjective`.
         joint_dropout: see `SlotObjective`.
@@ -54,6 +56,7 @@ class FrameConditioned(SlotObjective):
         views: Sequence[int] | None = None,
         view_condition_dropout: int = 0,
         control_dropout: float = 0.0,
+        control_region: float = 0.0,
         text_dropout: float = 0.0,
         action_dropout: float = 0.0,
         joint_dropout: float = 0.0,
@@ -79,6 +82,7 @@ class FrameConditioned(SlotObjective):
         for name, value, most in (
             ("clean_noise", clean_noise, 0.999),
             ("control_dropout", control_dropout, 1),
+            ("control_region", control_region, 1),
             ("view_condition_dropout", view_condition_dropout, math.inf),
         ):
             if not 0 <= value <= most:
@@ -89,6 +93,7 @@ class FrameConditioned(SlotObjective):
         self.clean_latents, self.clean_noise = shares, clean_noise
         self.views = None if views is None else (views[0], views[1])
         self.view_condition_dropout, self.control_dropout = view_condition_dropout, control_dropout
+        self.control_region = control_region
 
     def trained_for(self, *, num_frames_px: int, ratio: int) -> TrainedFor:
         frames = latent_frames(num_frames_px, ratio, "video.num_frames")
@@ -165,9 +170,27 @@ class FrameConditioned(SlotObjective):
 
     def _dropped(self, conditions: Conditions, key: NoiseKey) -> Conditions:
         conditions = super()._dropped(conditions, key)
+        if self.control_region > 0 and conditions.control:
+            conditions = self._in_regions(conditions, key)
         if self.control_dropout == 0:
             return conditions
         return dropped(conditions, control=uniform_of_sample(key, "control") < self.control_dropout)
+
+    def _in_regions(self, conditions: Conditions, key: NoiseKey) -> Conditions:
+        """Returns the conditions with control weighted 0 outside of a box in some samples, the same in all views."""
+        whole = uniform_of_sample(key, "control_region") >= self.control_region
+        ends = uniform(key, "control_box", Draws([0], [0]), (3, 2))[:, 0, 0, 0].sort(dim=-1).values  # [b 3 2]
+        found = {}
+        for kind, latents in (conditions.control or {}).items():
+            inside = torch.ones(len(key), 1, 1, 1, dtype=torch.bool)  # [b f h w]
+            for axis, size in enumerate((latents.shape[3], *latents.shape[5:])):
+                middle = (torch.arange(size) + 0.5) / size
+                within = (middle >= ends[:, axis, :1]) & (middle < ends[:, axis, 1:])
+                inside = inside & within.view(-1, *[size if other == axis else 1 for other in range(3)])
+            place = (inside | whole.view(-1, 1, 1, 1)).to(latents.device, latents.dtype)[:, None, None]
+            given = (conditions.control_weight or {}).get(kind)
+            found[kind] = place if given is None else place * given
+        return dataclasses.replace(conditions, control_weight=found)
 
 
 def _without_absent(

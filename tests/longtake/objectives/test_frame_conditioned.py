@@ -144,7 +144,7 @@ def test_absent_views_are_not_computed_and_nothing_else_changes(
     kind: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = network_of(kind, control=CONTROL, given_channel=True)
-    objective = frame_conditioned(views=[1, most], view_condition_dropout=2, control_dropout=0.3)
+    objective = frame_conditioned(views=[1, most], view_condition_dropout=2, control_dropout=0.3, control_region=0.5)
     draw = torch.Generator().manual_seed(1)
     shape = (3, 1, VIEWS, FRAMES, 4, 4, 4)
     control = {kind: torch.randn(shape, generator=draw, dtype=torch.float64) for kind in ("depth", "labels")}
@@ -175,6 +175,28 @@ def test_control_is_dropped_in_its_share_of_samples() -> None:
     assert torch.equal(alone["depth"].flatten() == 0, values == 0)
 
 
+def test_control_counts_inside_of_a_box_in_its_share_of_samples() -> None:
+    objective = frame_conditioned(control_region=0.4)
+    control = {"depth": torch.zeros(2000, 1, VIEWS, 5, 1, 6, 8)}
+    given = {"depth": torch.rand(2000, 1, VIEWS, 1, 1, 1)}
+    found = objective._dropped(Conditions(control=control, control_weight=given), MANY).control_weight
+    assert found is not None
+    weight = found["depth"].expand(2000, 1, VIEWS, 5, 6, 8)
+    assert ((weight == 0) | (weight == given["depth"])).all()
+    inside = (weight > 0)[:, 0]
+    assert (inside == inside[:, :1]).all()  # the same box in all views
+    boxed = ~inside[:, 0].flatten(1).all(dim=1)
+    assert boxed.float().mean().item() == pytest.approx(0.4, abs=0.04)
+    for axes in ((2, 3), (1, 3), (1, 2)):  # a box is the product of what it covers on each axis
+        along = inside[:, 0].any(dim=axes[1]).any(dim=axes[0])
+        assert ((along[:, 1:] != along[:, :-1]).sum(dim=1) <= 2).all()
+        covered = along.float().mean(dim=1)[boxed & along.any(dim=1)]
+        assert 0.2 < covered.mean().item() < 0.6
+    plain = objective._dropped(Conditions(control=control), MANY).control_weight
+    assert plain is not None
+    assert torch.equal((plain["depth"] > 0).expand(2000, 1, 1, 5, 6, 8)[:, 0, 0], inside[:, 0])
+
+
 def test_the_network_is_told_what_is_given_and_how_clean_it_is() -> None:
     objective = frame_conditioned(clean_latents=[0.0, 1.0], clean_noise=0.2)
     seen: list[Conditions] = []
@@ -197,7 +219,7 @@ def test_the_network_is_told_what_is_given_and_how_clean_it_is() -> None:
 
 def test_a_real_network_learns_from_all_of_it() -> None:
     network = network_of("cross", control=CONTROL, given_channel=True, dtype=torch.float32)
-    objective = frame_conditioned(views=[1, 4], view_condition_dropout=2, control_dropout=0.5)
+    objective = frame_conditioned(views=[1, 4], view_condition_dropout=2, control_dropout=0.5, control_region=0.5)
     control = {"depth": torch.randn(3, 1, VIEWS, FRAMES, 4, 4, 4), "labels": torch.randn(3, 1, VIEWS, FRAMES, 4, 4, 4)}
     objective(network, clips().float(), told(control=control), key_of()).loss.backward()
     without = [name for name, parameter in network.named_parameters() if parameter.grad is None]
@@ -227,6 +249,7 @@ def test_it_says_what_rollouts_it_trains_for() -> None:
         ({"views": [0, 3]}, "fewest and the most"),
         ({"views": [3]}, "fewest and the most"),
         ({"control_dropout": 1.5}, "0 to 1"),
+        ({"control_region": -0.5}, "0 to 1"),
         ({"view_condition_dropout": -1}, "0 or more"),
     ],
 )
