@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _EQUAL = 1e-6  # logarithms nearer than this are equal: the border falls inside of such codes in their order
-_MOST_STEPS = 64  # of the search for the border; secants take about 10, halving 25
+_MOST_STEPS = 64  # of the search for the border; it takes about 5
+_LISTED = 64  # codes around the border that are written out and sorted
 
 
 @dataclass(frozen=True)
@@ -122,13 +123,14 @@ def _counts(ordered: Tensor, second: Tensor, sums: Tensor, top_p: float) -> Tens
     at_high, over_high = torch.zeros_like(at_low), torch.full_like(over_low, -top_p)
     border, spread = _first_guess(ordered, below, second, offset, top_p)
     for step in range(_MOST_STEPS):
-        counts, over = codes_above(torch.maximum(torch.minimum(border, high), low))
+        border = torch.maximum(torch.minimum(border, high), low)
+        counts, over = codes_above(border)
         is_low = over > 0
         low, over_low = torch.where(is_low, border, low), torch.where(is_low, over, over_low)
         high, over_high = torch.where(is_low, high, border), torch.where(is_low, over_high, over)
         at_low, at_high = torch.where(is_low, counts, at_low), torch.where(is_low, at_high, counts)
         between = (at_low - at_high).sum(dim=-1, keepdim=True)
-        if bool(((between <= 1) | (high - low < _EQUAL)).all()):
+        if bool(((between <= _LISTED) | (high - low < _EQUAL)).all()):
             break
         if step < 1:
             border = border + 1.2 * over * spread
@@ -137,10 +139,34 @@ def _counts(ordered: Tensor, second: Tensor, sums: Tensor, top_p: float) -> Tens
         aside = (1.0 / between + 0.03).clamp(max=0.25)
         share = over_low / (over_low - over_high) + (aside if step % 2 else -aside)
         border = low + (high - low) * share.clamp(0.1, 0.9)
-    between = at_low - at_high  # one code, or equally likely ones
-    room = (-over_high / ((low + high) / 2).exp()).floor().clamp(min=0) + 1
-    first_ones = (room.long() - (between.cumsum(dim=-1) - between)).clamp(min=0)
-    return at_high + torch.minimum(first_ones, between)
+    return at_high + _kept(at_low - at_high, at_high, -below, offset, -over_high, (low + high) / 2)
+
+
+def _kept(between: Tensor, above: Tensor, logs: Tensor, offset: Tensor, room: Tensor, border: Tensor) -> Tensor:
+    """Returns how many codes of each column are kept of the few around the border, int64 [n L_1].
+
+    Args:
+        between: how many of these each column has, int64 [n L_1].
+        above: how many likelier ones.
+        logs: log p, sorted [n L_0].
+        offset: log q [n L_1].
+        room: mass that the likelier ones leave, at least 0, [n 1].
+        border: logarithm of codes that are equally likely, where there are more than can be listed, [n 1].
+    """
+    until = between.cumsum(dim=-1)
+    total = until[:, -1:]
+    place = torch.arange(_LISTED, device=until.device).expand(len(until), -1).contiguous()
+    column = torch.searchsorted(until, place, right=True).clamp_(max=until.shape[-1] - 1)
+    rank = above.gather(1, column) + place - (until - between).gather(1, column)
+    log = logs.gather(1, rank.clamp(max=logs.shape[-1] - 1)) + offset.gather(1, column)
+    log, order = log.masked_fill(place >= total, -math.inf).sort(dim=-1, descending=True, stable=True)
+    mass = log.exp()
+    is_kept = (mass.cumsum(dim=-1) - mass <= room) & (log > -math.inf)
+    listed = torch.zeros_like(between).scatter_add_(1, column.gather(1, order), is_kept.long())
+    if bool((total <= _LISTED).all()):
+        return listed
+    first = (room / border.exp()).floor().long() + 1  # so many of equally likely ones
+    return torch.where(total <= _LISTED, listed, torch.minimum((first - (until - between)).clamp(min=0), between))
 
 
 def _first_guess(ordered: Tensor, below: Tensor, second: Tensor, offset: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
