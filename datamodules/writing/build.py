@@ -108,7 +108,7 @@ def build_dataset(
 
     Raises:
         ConfigError: `root` exists and may not be replaced, or the settings cannot work.
-        DataError: no sample is left, or the disk is full or cannot be written; what is done is kept.
+        DataError: no sample of a split is left, or the disk is full or cannot be written; what is done is kept.
     """
     wanted = full_request(source, request, settings)
     root = root.resolve()
@@ -205,13 +205,15 @@ def _build_partial(
                     shown.update(num_finished, f"{packer.num_samples} samples, {packer.num_skipped} skipped")
         splits = packer.finish()
     skipped = {"count": packer.num_skipped, "examples": packer.examples}
-    if not packer.num_samples:
+    empty = sorted({task.split for task in tasks} - splits.keys())
+    if empty:
         shutil.rmtree(partial)  # nothing in it is worth continuing, and what was wrong may be put right
         first = "; ".join(f"{row['name']}: {row['reason']}" for row in packer.examples[:_FIRST_REASONS])
         reasons = first or "the source is empty"
+        what = f"in the split {', '.join(empty)}: " if packer.num_samples else "to write: all "
         raise DataError(
-            f"nothing is left to write: all {packer.num_skipped} samples were skipped ({reasons}). "
-            "Expected at least one usable clip. Change `source` or `input`."
+            f"nothing is left {what}{packer.num_skipped} samples were skipped ({reasons}). "
+            "Expected at least one usable clip in every split. Change `source` or `input`."
         )
     whole = DatasetInfo(partial, info, splits, wanted, request_fingerprint(wanted), skipped)
     write_atomic(partial / DATASET_FILE, whole.to_json().encode("utf-8"))

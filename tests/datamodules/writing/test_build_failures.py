@@ -120,6 +120,19 @@ def test_nothing_left_is_an_error_and_leaves_nothing(tmp_path):
     assert beside(tmp_path / "set") == []
 
 
+class _NoVal(Squares):
+    def samples(self, task):
+        if task.split == "val":
+            raise FileNotFoundError("the working folder is gone")
+        yield from super().samples(task)
+
+
+def test_a_split_without_any_clip_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"nothing is left in the split val: 1 samples were skipped \(t2: FileNotFound"):
+        make(_NoVal(num_tasks=4), tmp_path / "set", 1)
+    assert beside(tmp_path / "set") == []
+
+
 def test_a_source_without_tasks_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no clips at all"):
         make(Squares(num_tasks=0), tmp_path / "set")
