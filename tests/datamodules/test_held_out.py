@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from datamodules.describe import describe
-from datamodules.held_out import held_out_clips, pixel_data
+from datamodules.held_out import held_out_clips, held_out_views, pixel_data
 from datamodules.shards import DatasetInfo
 from datamodules.video import VideoDataModule
 from datamodules.writing.build import WriterSettings, build_dataset
 from longtake.errors import ConfigError, DataError
+from longtake.media.edges import edge_video
 from tests.datamodules.synthetic import Squares
 from tests.datamodules.toy_set import damage
 
@@ -64,6 +65,35 @@ def test_damaged_clips_are_left_out_and_named(root: Path, caplog: pytest.LogCapt
         damage(root, "long", number, "mp4")
     with pytest.raises(DataError, match="no clip of split 'long'"):
         list(held_out_clips(module(root), 9, 4))
+
+
+def test_views_are_read_window_by_window(tmp_path: Path) -> None:
+    source = Squares(num_tasks=2, per_task=2, num_frames=13, views=("front", "rear"), control=("depth",))
+    source.splits = ("train", "long")
+    settings = WriterSettings(task_timeout_s=60)
+    build_dataset(source, tmp_path / "set", request={"a": 1}, settings=settings, num_workers=1, progress=False)
+    whole = module(tmp_path / "set", control=["depth", "edge"])
+    for stride in (1, 2):
+        data = module(tmp_path / "set", frame_stride=stride, reduce_actions="last")
+        clips = list(held_out_views(data, 2, control=("depth", "edge")))
+        assert [clip.key for clip in clips] == ["s001-0", "s001-1"]
+        for clip, held in zip(clips, held_out_clips(whole, 13, 2), strict=True):
+            frames = held.frames[:, ::stride]
+            assert (clip.num_frames, clip.views, clip.caption) == (frames.shape[1], (0, 1), "a square moves")
+            assert clip.actions is not None
+            assert clip.actions.shape == (frames.shape[1], 2)
+            assert clip.control is not None
+            for start in (0, 2):
+                wanted = frames[:, start : start + 5]
+                assert np.array_equal(clip.frames.window(start, start + 5), wanted)
+                control = clip.control.window(start, start + 5)
+                assert np.array_equal(control["edge"][1], edge_video(wanted[1]))
+                assert control["depth"].shape == wanted.shape
+                assert clip.control.there("depth") == [True, True]
+    (rear,) = held_out_views(module(tmp_path / "set", views=["rear"]), 1)
+    assert (rear.views, rear.control) == ((1,), None)
+    with pytest.raises(ConfigError, match="'dept'.*depth"):
+        list(held_out_views(module(tmp_path / "set"), 1, control=("dept",)))
 
 
 def test_data_without_pixels_is_refused() -> None:

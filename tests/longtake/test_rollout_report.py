@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 
 from longtake.generate import Generation, Request
 from longtake.media.read import probe_video, read_video
+from longtake.media.view_files import ViewLayout
 from longtake.rollout.plan import TrainedFor, plan_rollout
 from longtake.rollout_report import SampleReport, summary, write_rollout
 from longtake.streaming import VideoChunk
@@ -97,6 +100,43 @@ def test_views_stand_side_by_side_and_samples_apart(tmp_path: Path) -> None:
     assert result["metrics"]["num_videos"] == 2
     assert result["per_chunk"]["chunk"] == [1]
     assert result["provenance"] == {"seed": 0}
+
+
+def test_actions_are_drawn_below_the_frames_that_they_produced(tmp_path: Path) -> None:
+    actions = np.zeros((21, 2), np.float32)
+    actions[12:, 0] = 1  # a button that is pressed from frame 12 on, in the middle of the second chunk
+    plain = made(grey([0.5] * 21))
+    request = dataclasses.replace(plain.request, actions=actions)
+    (report,) = write_rollout(
+        Generation(request, plain), [tmp_path / "s0"], fps=Fraction(10), action_names=("forward", "turn")
+    )
+    assert report.chunks == [1]
+    shown = read_video(tmp_path / "s0" / "output_actions.mp4").astype(int)
+    top = 160  # the tile is enlarged to 160 pixels, the panel stands below
+    assert shown.shape[0] == 21
+    assert shown.shape[1] > top
+    panel = shown[:, top:]
+    assert np.abs(panel[:12] - panel[0]).mean() < 3
+    assert np.abs(panel[12:] - panel[12]).mean() < 3
+    assert np.abs(panel[12] - panel[11]).max() > 100
+    write(grey([0.5] * 21), None, tmp_path / "plain")
+    assert not (tmp_path / "plain" / "s0" / "output_actions.mp4").exists()
+
+
+def test_views_have_figures_of_their_own_and_memory_is_noted(tmp_path: Path) -> None:
+    video = grey([0.5] * 201, views=2)
+    truth = video[0].copy()
+    truth[1] += 25
+    (report,) = write(video, truth, tmp_path, layout=ViewLayout(("front", "rear")))
+    metrics = report.metrics()
+    assert metrics["psnr_db@front"] == 100
+    assert metrics["psnr_db@rear"] == pytest.approx(-20 * np.log10(25 / 255))
+    assert not (tmp_path / "s0" / "comparison.gif").exists()  # too wide
+    held = json.loads((tmp_path / "s0" / "metrics.json").read_text())["per_chunk"]["resident_mib"]
+    assert len(held) == len(report.chunks)
+    assert all(50 < value < 100_000 for value in held)
+    assert re.fullmatch(r"resident memory \d+ MiB at chunk 5, \d+ at 16", report.memory_line() or "")
+    assert SampleReport("short").memory_line() is None
 
 
 def test_a_run_is_the_mean_of_its_videos() -> None:
