@@ -71,6 +71,7 @@ def _make(cfg: DictConfig, model: VideoModel, job: Any, folder: Path, number: in
     """Makes the videos of one start and returns their figures."""
     from fractions import Fraction
 
+    from launcher.keyboard import watched
     from launcher.spec_videos import view_names
     from launcher.window_job import log_figures
     from longtake.media.view_files import ViewLayout
@@ -88,15 +89,14 @@ def _make(cfg: DictConfig, model: VideoModel, job: Any, folder: Path, number: in
         num_samples=cfg.num_samples,
         name=job.name,
     )
-    truth = None
-    if job.truth is not None:
-        truth = truth_of(job.truth, model.video_encoder, generation.request.plan, model.device)
+    plan = generation.request.plan
+    truth = None if job.truth is None else truth_of(job.truth, model.video_encoder, plan, model.device)
     folders = [folder / f"sample_{number + sample:03d}" for sample in range(cfg.num_samples)]
     fps = Fraction(str(cfg.fps)) if cfg.fps is not None else model.fps
     layout = ViewLayout.of_rig(view_names(model), model.spec.data.get("rig"))
     names = model.spec.action_names if cfg.overlay_actions else ()
     reports = write_rollout(
-        generation, folders, fps=fps, truth=truth, only_eval=cfg.only_eval, layout=layout, action_names=names
+        watched(generation), folders, fps=fps, truth=truth, only_eval=cfg.only_eval, layout=layout, action_names=names
     )
     for report, place in zip(reports, folders, strict=True):
         log_figures(report, place, job.name)

@@ -18,11 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 from launcher.recorded import Job, context_px, recorded_jobs
 from longtake.errors import ConfigError
 from longtake.generate import VideoModel
+from longtake.live_actions import ActionSource
 from longtake.loading import find_weights, load
 from longtake.pretrained.weights_file import build
 from longtake.provenance import commit
 
 _MAX_PROMPTS_BYTES = 1 << 24
+INTERACTIVE = "interactive"
+"""The value of `actions` that reads keys while the video is made."""
 
 
 def check_predict(cfg: DictConfig) -> None:
@@ -163,7 +166,8 @@ def jobs(cfg: DictConfig, model: VideoModel) -> Iterator[Job]:
             "`input`, or leave out `num_context_frames`."
         )
     for number, prompt in enumerate(prompts or [None]):
-        yield Job(f"{number:03d}", start, context if start is not None else None, prompt, cfg.actions)
+        actions = _from_keys(model, None) if cfg.actions == INTERACTIVE else cfg.actions
+        yield Job(f"{number:03d}", start, context if start is not None else None, prompt, actions)
 
 
 def _held_out(cfg: DictConfig, model: VideoModel, prompt: str | None, prefix: str) -> Iterator[Job]:
@@ -178,7 +182,8 @@ def _held_out(cfg: DictConfig, model: VideoModel, prompt: str | None, prefix: st
         )
     given = context_px(cfg, model)
     length = cfg.num_frames or int(model.spec.video["num_frames"])
-    for clip in held_out_clips(pixel_data(instantiate(cfg.data)), length, cfg.num_clips, split=cfg.split):
+    count = 1 if cfg.actions == INTERACTIVE else cfg.num_clips  # nobody wants to play the same keys from several starts
+    for clip in held_out_clips(pixel_data(instantiate(cfg.data)), length, count, split=cfg.split):
         if clip.frames.shape[1] < given:
             raise ConfigError(
                 f"num_context_frames is {given}, but held-out clip {clip.key} has {clip.frames.shape[1]} frames. "
@@ -196,10 +201,12 @@ def _held_out(cfg: DictConfig, model: VideoModel, prompt: str | None, prefix: st
 
 def told_actions(
     cfg: DictConfig, model: VideoModel, true: np.ndarray | None, given: int, length: int, key: str
-) -> np.ndarray | None:
+) -> np.ndarray | ActionSource | None:
     """Returns the actions of a held-out clip: the true ones, or those asked for after the given frames."""
     from longtake.actions import resolve_actions
 
+    if cfg.actions == INTERACTIVE:
+        return _from_keys(model, None if true is None else true[:given])
     if not model.spec.action_names:
         return None
     if cfg.actions is None:
@@ -209,6 +216,14 @@ def told_actions(
     if true is not None:
         wanted[:given] = true[:given]
     return wanted
+
+
+def _from_keys(model: VideoModel, known: np.ndarray | None) -> ActionSource:
+    """Returns the actions that keys stand for, asked for while the video is made; `known` led to the given frames."""
+    from launcher.keyboard import read_key
+    from longtake.live_actions import KeyActions
+
+    return KeyActions(model.spec.action_names, model.spec.action_typical, read_key, known)
 
 
 def _prompts(cfg: DictConfig) -> list[str]:

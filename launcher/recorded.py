@@ -16,6 +16,7 @@ from longtake.errors import BadSampleError, ConfigError
 from longtake.generate import VideoModel, fitted
 from longtake.generate_tokens import TokenModel
 from longtake.geometry import pixel_frames
+from longtake.live_actions import ActionSource
 from longtake.loading import find_weights
 from longtake.token_evaluation import TokenClip
 
@@ -32,7 +33,7 @@ class Job:
         start: frames [v t h w c], tokens [v t h w], the path of a file, or None for nothing.
         num_context_frames: how many frames of the start are given; None: all that can be used.
         prompt: a text, or None.
-        actions: a mode, a file or an array [t a], or None.
+        actions: a mode, a file, an array [t a] or what gives them chunk by chunk, or None.
         truth: true frames [v t h w c], or None.
     """
 
@@ -40,7 +41,7 @@ class Job:
     start: np.ndarray | str | None = None
     num_context_frames: int | None = None
     prompt: str | None = None
-    actions: np.ndarray | str | None = None
+    actions: np.ndarray | str | ActionSource | None = None
     truth: np.ndarray | None = None
 
 

@@ -40,7 +40,8 @@ def resolve_actions(
         return mode_actions(given, names, typical, num_frames, seed)
     path = Path(given)
     if path.suffix.lower() not in (".npy", ".csv"):
-        raise unknown_choice("mode of actions", given, [*MODES, "<file>.npy", "<file>.csv"], "actions")
+        choices = [*MODES, "interactive (predict.py, rollout=memory)", "<file>.npy", "<file>.csv"]
+        raise unknown_choice("mode of actions", given, choices, "actions")
     return _checked(_read(path, names), names, str(path))
 
 
@@ -50,7 +51,7 @@ def mode_actions(
     """Returns the actions of a named mode, float32 [t a]. Raises ConfigError where no column says what moves."""
     rows = np.zeros((num_frames, len(names)), np.float32)
     if mode != "random":
-        rows[1:] = _held(mode, names, typical)
+        rows[1:] = held_row(mode, names, typical)
         return rows
     choices = _choices(names, typical)
     frame, span = 1, 0
@@ -71,8 +72,8 @@ def turn_column(names: Sequence[str]) -> tuple[int, int] | None:
     return None
 
 
-def _held(mode: str, names: Sequence[str], typical: Sequence[float]) -> np.ndarray:
-    """Returns the row [a] of a mode that holds one thing."""
+def held_row(mode: str, names: Sequence[str], typical: Sequence[float]) -> np.ndarray:
+    """Returns the row [a] of a mode that holds one thing. Raises ConfigError where no column says what moves."""
     row = np.zeros(len(names), np.float32)
     if mode in ("forward", "backward"):
         column, sign = _column(mode, names), 1 if mode == "forward" else -1
@@ -96,7 +97,7 @@ def _held(mode: str, names: Sequence[str], typical: Sequence[float]) -> np.ndarr
 def _choices(names: Sequence[str], typical: Sequence[float]) -> list[np.ndarray]:
     """Returns what "random" picks from: walking and turning together, or single columns where names say nothing."""
     try:
-        forward, left, right = (_held(mode, names, typical) for mode in ("forward", "left", "right"))
+        forward, left, right = (held_row(mode, names, typical) for mode in ("forward", "left", "right"))
     except ConfigError:
         return [np.eye(len(names), dtype=np.float32)[column] * typical[column] for column in range(len(names))]
     return [forward, forward + left, forward + right, left, right]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from longtake.actions import resolve_actions
 from longtake.errors import ConfigError
 from longtake.geometry import covering_latent_frames, pixel_frames
+from longtake.live_actions import ActionSource
 from longtake.media.grid import fitted
 from longtake.media.images import IMAGE_SUFFIXES, read_image
 from longtake.media.read import read_video
@@ -44,6 +45,7 @@ class Request:
         plan: what is given and what is predicted.
         start: the given frames, uint8 [v t h w c]; t may be 0.
         tokens: the given frames as tokens, int64 [v t h w], where they were given as such; else None.
+        live: gives the actions while the video is made, in place of `actions`; None: nobody does.
         actions: of every frame, float32 [t a], or None.
         prompt: the text, or None.
         negative_prompt: the text of the branch that guidance leads away from; None: no text.
@@ -61,6 +63,7 @@ class Request:
     seed: int
     notices: tuple[str, ...]
     tokens: np.ndarray | None = None
+    live: ActionSource | None = None
 
 
 class Generation(Iterator[VideoChunk]):
@@ -155,7 +158,7 @@ class VideoModel(ABC):
         num_context_frames: int | None = None,
         prompt: str | None = None,
         negative_prompt: str | None = None,
-        actions: str | np.ndarray | None = None,
+        actions: str | np.ndarray | ActionSource | None = None,
         seed: int = 0,
         num_samples: int = 1,
         name: str = "",
@@ -171,7 +174,8 @@ class VideoModel(ABC):
             num_context_frames: how many frames of `start` are given; None: all that can be used.
             prompt: a text.
             negative_prompt: a text to lead away from (with guidance); None: no text.
-            actions: a mode (forward, backward, left, right, random), an .npy or .csv file, or an array [t a].
+            actions: a mode (forward, backward, left, right, random), an .npy or .csv file, an array [t a], or what
+                gives them chunk by chunk (`live_actions.ActionSource`; rollout=memory only).
             seed: of all noise. The same seed gives the same videos, whatever `num_samples` is.
             num_samples: videos of the same wish, each with noise of its own.
             name: tells the noise of several wishes with one seed apart.
@@ -200,7 +204,7 @@ class VideoModel(ABC):
         num_context_frames: int | None,
         prompt: str | None,
         negative_prompt: str | None,
-        actions: str | np.ndarray | None,
+        actions: str | np.ndarray | ActionSource | None,
         seed: int,
         num_samples: int,
         name: str,
@@ -218,16 +222,23 @@ class VideoModel(ABC):
         for what, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
             if text is not None and self.text_encoder is None:
                 raise ConfigError(f"{what} is given, but these weights were trained without text. Leave out `{what}`.")
+        live = actions if isinstance(actions, ActionSource) else None
+        if live is not None and self.rollout.kind != "memory":
+            raise ConfigError(
+                f"actions come while the video is made, and rollout={self.rollout.kind} needs all of them before; "
+                "expected rollout=memory. Change `actions`."
+            )
         return Request(
             plan=plan,
             start=frames[:, frames.shape[1] - plan.start_px :],
-            actions=self._actions(actions, plan.num_frames_px, f"{seed}/{name}"),
+            actions=None if live is not None else self._actions(actions, plan.num_frames_px, f"{seed}/{name}"),
             prompt=prompt,
             negative_prompt=negative_prompt,
             names=tuple(f"{name}#{sample}" for sample in range(num_samples)),
             seed=seed,
             notices=(*notices, *plan.notices()),
             tokens=tokens,
+            live=live,
         )
 
     @property

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from longtake.generate import Generation, Request, VideoModel, logger, with_given
 from longtake.generate_windows import WindowInputs, default_inputs, window_stream
+from longtake.live_actions import ActionSource, VideoEnded, live_conditions
 from longtake.model_spec import DiffusionSpec
-from longtake.rollout.conditions import clip_conditions
+from longtake.rollout.conditions import ConditionSource, clip_conditions
 from longtake.rollout.noise import NoiseKey
 from longtake.rollout.plan import RolloutPlan, check_rollout
 from longtake.rollout.sliding_plan import AnyPlan, SlidingPlan, plan_of
@@ -47,7 +48,13 @@ class DiffusionModel(VideoModel):
         self.solver.begin(self.rollout.num_steps)
 
     def roll_out(
-        self, clip: Clip, plan: RolloutPlan, key: NoiseKey, *, negative: Conditions | None = None
+        self,
+        clip: Clip,
+        plan: RolloutPlan,
+        key: NoiseKey,
+        *,
+        negative: Conditions | None = None,
+        live: ActionSource | None = None,
     ) -> Iterator[VideoChunk]:
         """Yields the frames of rollouts for a batch of clips, chunk by chunk; the lower level of `generate`.
 
@@ -57,19 +64,23 @@ class DiffusionModel(VideoModel):
             plan: from `plan_rollout`.
             key: names the noise, one sample an entry of the batch.
             negative: text of the unconditional branch; None: no text.
+            live: gives the actions chunk by chunk, in place of those of the clip; the video may then end early.
         """
         assert clip.latents is not None, "a rollout starts from latents; t = 0 starts from nothing"
-        conditions = clip_conditions(
-            clip,
+        conditions: ConditionSource = clip_conditions(
+            clip if live is None else dataclasses.replace(clip, actions=None),
             chunk_lat=plan.trained.chunk_lat,
-            num_chunks=plan.num_chunks,
+            num_chunks=plan.num_chunks if live is None else 1,
             ratio=plan.trained.ratio,
             num_frames_px=plan.num_frames_px,
             own_starts=plan.trained.own_starts,
         )
+        if live is not None:
+            conditions = live_conditions(conditions, live, plan, len(key), self.device)
         more = {} if negative is None else {"negative": negative}
         chunks = self.rollout(self.network, clip.latents, conditions, plan, self.solver, key, **more)
-        yield from self.in_precision(decoded(chunks, self.video_encoder, plan))
+        with contextlib.suppress(VideoEnded):
+            yield from self.in_precision(decoded(chunks, self.video_encoder, plan))
 
     def encode(self, frames: np.ndarray) -> Tensor:
         """Returns the latents [b v t c h w] of frames, uint8 [b v t h w c]; t = 0 for none."""
@@ -144,7 +155,8 @@ class DiffusionModel(VideoModel):
         if request.negative_prompt is not None:
             fields: dict[str, Any] = self.text_fields([request.negative_prompt] * count)
             negative = Conditions(**fields)
-        for chunk in self.roll_out(clip, request.plan, NoiseKey(request.seed, request.names), negative=negative):
+        key = NoiseKey(request.seed, request.names)
+        for chunk in self.roll_out(clip, request.plan, key, negative=negative, live=request.live):
             yield with_given(chunk, request.start)
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:

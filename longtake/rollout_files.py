@@ -51,6 +51,7 @@ class SampleFiles:
         self._writers: dict[str, VideoWriter] = {}
         self._views: ViewFiles | None = None
         self._sheet: list[np.ndarray] = []
+        self._written = 0
         self._gif: list[np.ndarray] = []
 
     def write(self, chunk: VideoChunk, sample: int, true: TrueFrames | None) -> None:
@@ -61,6 +62,7 @@ class SampleFiles:
             self._views = self._stack.enter_context(ViewFiles(self.folder, fps=self.fps, layout=layout))
         self._views.write(views, chunk.control)
         frames = wide(views)
+        self._written = chunk.stop
         self._sheet += [frames[n - chunk.start].copy() for n in range(chunk.start, chunk.stop) if n in self._shown]
         if self._panel is not None:
             self._append("output_actions.mp4", self._panel.under(frames, chunk.start))
@@ -87,7 +89,7 @@ class SampleFiles:
         if self._gif:
             save_gif(self.folder / "comparison.gif", np.concatenate(self._gif), fps=self.fps)
         if self._sheet:
-            rows = [(f"{self.folder.name}  {self.num_frames} frames", np.stack(self._sheet))]
+            rows = [(f"{self.folder.name}  {self._written} frames", np.stack(self._sheet))]
             save_image(self.folder / "output.png", contact_sheet(rows, columns=_SHEET_FRAMES, numbers=False))
 
     def __enter__(self) -> SampleFiles:

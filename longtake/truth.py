@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longtake.geometry import covering_latent_frames
 from longtake.rollout.sliding_plan import AnyPlan, SlidingPlan
 from longtake.streaming import StreamDecoder, VideoChunk, to_uint8, to_unit_range
 
@@ -93,15 +94,20 @@ class _Array:
 
 
 class _ChunkTruth:
-    """Chunks that follow each other in one encoding."""
+    """Chunks that follow each other in one encoding, or are each encoded by itself."""
 
     def __init__(self, frames: np.ndarray, codec: Codec, plan: Any, device: torch.device) -> None:
         self._frames, self._plan, self._codec = frames, plan, codec
         self._state: Any = None
-        ratio, length = plan.trained.ratio, frames.shape[1]
-        usable = length - (length - 1) % ratio if length else 0
-        with torch.no_grad():
-            self._latents = codec.encode(to_unit_range(frames[:, :usable], device)[None]) if usable else None
+        trained, length = plan.trained, frames.shape[1]
+        count = covering_latent_frames(length, trained.ratio, trained.block_lat)
+        usable = trained.pixels(count) if trained.pixels(count) <= length else trained.pixels(count - 1)
+        self._latents: Tensor | None = None
+        if usable:
+            step = trained.pixels(trained.chunk_lat) if trained.own_starts else usable
+            parts = to_unit_range(frames[:, :usable], device)[None].split(step, dim=2)
+            with torch.no_grad():
+                self._latents = torch.cat([codec.encode(part) for part in parts], dim=2)
 
     def of(self, chunk: VideoChunk) -> TrueFrames:
         """See `Truth`; decoding carries its state from one chunk to the next."""
@@ -112,7 +118,8 @@ class _ChunkTruth:
         if part is None or not part.shape[2]:
             return TrueFrames(true, true[:, :0], before)
         with torch.no_grad():
-            video, self._state = self._codec.decode_stream(part, self._state)
+            state = None if self._plan.trained.own_starts else self._state
+            video, self._state = self._codec.decode_stream(part, state)
         return TrueFrames(true, to_uint8(video)[0][:, : true.shape[1]], before)
 
 
