@@ -2,8 +2,8 @@
 
 A latent frame of 8 pixel frames may turn the camera by most of what it sees. Attention could add up the actions of
 single frames, but in a short training it does not; so their totals are inputs. `Pan` goes one step further: a column of
-the picture is not a place in the world while the camera turns, so the rotary positions of a latent's tokens move with
-it, and equal positions see equal things.
+the picture is not a place in the world while the camera turns, so for half of the heads the rotary positions of a
+latent's tokens move with it, and equal positions see equal things.
 
     columns of latent 1          0 1 2 3 4 5 6 7
     columns of latent 2                0 1 2 3 4 5 6 7      after a turn to the right by three columns
@@ -27,7 +27,7 @@ def latent_motion(actions: Tensor, ratio: int) -> Tensor:
 
 
 class MotionEmbedding(nn.Sequential):
-    """One vector a latent frame of its motion, [b k 2a] to [b k d].
+    """One vector a latent frame of its motion, [b k 2a] to [b k d]; none at init.
 
     Args:
         dim: width.
@@ -36,7 +36,10 @@ class MotionEmbedding(nn.Sequential):
     """
 
     def __init__(self, dim: int, *, action_dim: int, ratio_time: int) -> None:
-        super().__init__(nn.Linear(2 * action_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        last = nn.Linear(dim, dim)
+        nn.init.zeros_(last.weight)  # turns are large numbers, and would drown the tokens at first
+        nn.init.zeros_(last.bias)
+        super().__init__(nn.Linear(2 * action_dim, dim), nn.SiLU(), last)
         self.ratio_time = ratio_time
 
     def forward(self, motion: Tensor) -> Tensor:

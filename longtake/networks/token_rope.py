@@ -76,7 +76,7 @@ class TokenTables:
     """What every place of a sequence adds and how far it turns; row 0 is BOV where there is one.
 
     Attributes:
-        cos: [n 1 hd], the halves alike; [b n 1 hd] where samples have positions of their own.
+        cos: [n 1 hd], the halves alike; [b n heads hd] where samples and heads have positions of their own.
         sin: as `cos`, the first half negative.
         added: absolute embedding [n d]; None: none.
     """
@@ -111,6 +111,7 @@ def token_tables(
     dtype: torch.dtype,
     device: torch.device | str,
     shift: Tensor | None = None,
+    moved: Sequence[bool] = (True,),
 ) -> TokenTables:
     """Returns the tables of a whole sequence.
 
@@ -122,6 +123,7 @@ def token_tables(
         dtype: of the activations.
         device: where the tables go.
         shift: how far rows and columns of each latent frame are moved, [b t 2]; three axes only. BOV stays.
+        moved: which heads (of queries, then of keys) that holds for.
     """
     frame = Grid(grid.views, 1, grid.height, grid.width)
     positions = grid_positions(torch.arange(grid.frames), frame).flatten(0, 1)  # [n 3]
@@ -132,18 +134,18 @@ def token_tables(
     elif shift is None:
         angles = places @ frequencies
     else:
-        moved = shift.double()[:, : grid.frames].repeat_interleave(grid.tokens // grid.frames, dim=1)
-        angles = places.to(device) + F.pad(moved, (1, 0, int(bov), 0))
-        angles = angles @ frequencies.to(device)
+        own = shift.double()[:, : grid.frames].repeat_interleave(grid.tokens // grid.frames, dim=1)
+        own = F.pad(own, (1, 0, int(bov), 0)).unsqueeze(2) * torch.tensor(moved, device=device)[:, None]
+        angles = (places.to(device).unsqueeze(1) + own) @ frequencies.to(device)  # [b n heads hd/2]
     cos, sin = angles.cos(), angles.sin()
     added = None
     if abs_dim is not None:
         added = absolute_embedding(positions, abs_dim)
         added = torch.cat((added.new_zeros(int(bov), abs_dim), added)).to(device, dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
+    tables = (torch.cat((cos, cos), dim=-1).to(device, wide), torch.cat((-sin, sin), dim=-1).to(device, wide))
     return TokenTables(
-        torch.cat((cos, cos), dim=-1).unsqueeze(-2).to(device, wide),
-        torch.cat((-sin, sin), dim=-1).unsqueeze(-2).to(device, wide),
+        *(table.unsqueeze(-2) if shift is None else table for table in tables),
         added,
     )
 

@@ -167,6 +167,10 @@ class TokenTransformer(nn.Module):
         )
         self.norm = RMSNorm(dim, eps)
         self.head = head(dim, vocab_size)
+        # of several key heads the first half, and the queries that read them, keep their places in the picture
+        stays = [key < num_kv_heads // 2 for key in range(num_kv_heads)]
+        self._moved = [not stays[head * num_kv_heads // num_heads] for head in range(num_heads)]
+        self._moved += [not head for head in stays]
         self._tables: dict[tuple[Any, ...], TokenTables] = {}
         self.reset_parameters()
 
@@ -293,7 +297,7 @@ class TokenTransformer(nn.Module):
             "device": weight.device,
         }
         if shift is not None:
-            return token_tables(grid, rotary_frequencies(*self._turns), shift=shift, **told)
+            return token_tables(grid, rotary_frequencies(*self._turns), shift=shift, moved=self._moved, **told)
         key = (grid, weight.device, weight.dtype)
         if key not in self._tables:
             while len(self._tables) >= KEPT_TABLES:

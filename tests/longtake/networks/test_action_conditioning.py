@@ -158,6 +158,9 @@ def test_actions_change_the_network_and_never_its_past(way, prior_only, fast):
 @pytest.mark.parametrize("way", WAYS)
 def test_gradients_reach_every_parameter(way, fast):
     module = build(way)
+    for parameter in module.parameters():  # what begins without effect
+        if not parameter.any():
+            torch.nn.init.normal_(parameter)
     mask = torch.tensor([[[True], [False], [True]]]).expand(2, -1, -1)
     signal = module(dataclasses.replace(grouped(way, frames(), fast), actions_mask=mask))
     fields = [signal.additive, signal.modulation, signal.context, signal.shift]

@@ -52,7 +52,11 @@ def test_moved_positions_are_other_positions() -> None:
     shift = torch.tensor([[[0, 0], [0, 0]], [[1, 2], [0, 5]]]).float()
     moved = token_tables(grid, frequencies, bov=True, shift=shift, **settings)
     plain = token_tables(Grid(2, 2, 3, 8), frequencies, bov=True, **settings)
+    heads = token_tables(grid, frequencies, bov=True, shift=shift, moved=(False, True), **settings)
     assert moved.cos.shape == (2, 25, 1, 24)
+    assert heads.cos.shape == (2, 25, 2, 24)
+    assert torch.equal(heads.cos[:, :, 1:], moved.cos)
+    assert torch.equal(heads.cos[1, :, :1], moved.cos[0])
 
     def place(frame: int, row: int, column: int, width: int, height: int) -> int:
         return 1 + ((frame * 2 + 1) * height + row) * width + column  # of view 1
