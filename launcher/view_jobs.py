@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from launcher.predict_jobs import OF_VIEWS
 from launcher.window_job import WindowJob, knows_views
 from longtake.errors import ConfigError
 
+logger = logging.getLogger("longtake")
 Ready = Iterator[tuple[str, Callable[[], WindowJob]]]
 
 
@@ -47,5 +49,10 @@ def view_jobs(cfg: DictConfig, model: Any) -> Ready | None:
         raise ConfigError(
             f"control_from is {cfg.control_from}, and these weights know no control, or are not rolled out by windows. "
             "Leave out `control_from`."
+        )
+    if getattr(model.network, "control", None) is not None:
+        logger.warning(
+            "no control video is read: these weights know control, but %s. Set rollout=sliding_window, or give `spec`.",
+            f"the rollout is {model.rollout.kind}" if not knows else "one view is started from what is given",
         )
     return None

@@ -157,6 +157,24 @@ def test_edges_are_extracted_where_the_set_has_none(call: Call, tmp_path: Path) 
     assert not np.array_equal(made(tmp_path / "out" / "sample_000"), made(tmp_path / "none" / "sample_000"))
 
 
+def test_the_benchmark_compares_whose_control_it_is(
+    weights: dict[str, Path], root: Path, tmp_path: Path, capsys: Any
+) -> None:
+    from benchmarks.control import run as measure
+
+    words = ["--ckpt", str(weights["depth"]), "--trust", "tests", "--clips", "2", "--frames", "17", "--given", "0"]
+    words += ["--splits", "val", "long", "--output", str(tmp_path / "a.json"), "--set", "data=video"]
+    words += [f"data.root={root}", "data.video_reader=pyav", "rollout=sliding_window", "rollout.guidance=1"]
+    assert measure([*words, "rollout.num_steps=1"]) == 0
+    figures = json.loads((tmp_path / "a.json").read_text())["figures"]
+    clips, table = figures["clips"], figures["table"]
+    assert {len(clips[source]) for source in ("own", "other", "none")} == {4}
+    differences = [clips["own"][name]["psnr_db"] - clips["none"][name]["psnr_db"] for name in clips["own"]]
+    assert table["own - none"]["mean"] == pytest.approx(np.mean(differences))
+    assert {"own - another clip's, last window", "own - none, rear", "psnr, no control"} <= set(table)
+    assert "another clip's" in capsys.readouterr().out
+
+
 # Folders and nothing
 
 
