@@ -144,3 +144,21 @@ def test_files_that_are_none(name: str, text: str, message: str, tmp_path: Path)
         read_specs([tmp_path / name], VIEWS)
     with pytest.raises(ConfigError, match=r"the spec .*nowhere.json cannot be read \(No such file"):
         read_specs([tmp_path / "nowhere.json"], VIEWS)
+
+
+def test_weights_by_type_masks_and_edges(tmp_path: Path) -> None:
+    front = {"control_path": {"edge": None, "depth": "controls/rear.mp4"}, "mask_path": "controls/rear.mp4"}
+    content = {"prompt": "x", "control_weight": {"edge": 1, "depth": 0.5}, "front_wide": front}
+    (spec,) = read_specs([write(tmp_path, content)], VIEWS, {"seed": 7})
+    assert spec.get("control_weight") == {"edge": 1.0, "depth": 0.5}
+    assert spec.get("seed") == 7
+    (view,) = spec.views
+    assert view.control_path == {"edge": None, "depth": tmp_path / "controls" / "rear.mp4"}
+    assert view.mask_path == {"": tmp_path / "controls" / "rear.mp4"}
+    for weight in ({"edge": 1.5}, {"edge": "strong"}, {"edge": True}, -0.1, "all"):
+        with pytest.raises(ConfigError, match="control_weight is .*`control_weight`"):
+            read_specs([write(tmp_path, {**content, "control_weight": weight})], VIEWS)
+    with pytest.raises(ConfigError, match="`front_wide.mask_path.edge`"):
+        read_specs([write(tmp_path, {**content, "front_wide": {**front, "mask_path": {"edge": "no.mp4"}}})], VIEWS)
+    with pytest.raises(ConfigError, match="unknown key `sed`; nearest: seed"):
+        read_specs([write(tmp_path, content)], VIEWS, {"sed": 7})
