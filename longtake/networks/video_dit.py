@@ -29,7 +29,7 @@ from longtake.networks.memory import LayerMemory, Memory
 from longtake.networks.views import NO_VIEWS, ViewContext, Views, token_mask
 from longtake.types import Conditions
 
-KEPT_PLANS = 4
+KEPT_PLANS = 8  # training may have as many layouts as it draws numbers of views
 
 
 class VideoDiT(nn.Module):
