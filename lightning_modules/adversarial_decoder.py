@@ -12,7 +12,7 @@ from torch.func import functional_call
 from lightning_modules.base import built
 from lightning_modules.continuous_tokenizer import ContinuousTokenizer
 from lightning_modules.video_tokenizer import Coded
-from longtake.encoders.discriminator import decoder_loss, discriminator_loss, pictures_of
+from longtake.encoders.discriminator import decoder_loss, discriminator_loss, pictures_of, slope_penalty
 from longtake.encoders.video_vae import RATIO_TIME
 from longtake.errors import ConfigError
 from longtake.rollout.noise import Draws, NoiseKey, normal
@@ -31,6 +31,7 @@ class AdversarialDecoder(ContinuousTokenizer):
         adversarial_weight: weight of looking real beside the errors of pixels.
         discriminator_steps: first steps, in which only the discriminator learns from the comparison.
         discriminator_lr_scale: factor on its learning rate.
+        slope_weight: weight of the squared slope of its scores at real pictures.
         **kwargs: as for `ContinuousTokenizer`.
     """
 
@@ -41,6 +42,7 @@ class AdversarialDecoder(ContinuousTokenizer):
         adversarial_weight: float,
         discriminator_steps: int,
         discriminator_lr_scale: float,
+        slope_weight: float,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -49,6 +51,7 @@ class AdversarialDecoder(ContinuousTokenizer):
         self.adversarial_weight = adversarial_weight
         self.discriminator_steps = discriminator_steps
         self.discriminator_lr_scale = discriminator_lr_scale
+        self.slope_weight = slope_weight
 
     def configure_model(self) -> None:
         super().configure_model()
@@ -90,11 +93,14 @@ class AdversarialDecoder(ContinuousTokenizer):
         first = self.global_step % RATIO_TIME  # pictures across the borders of groups too: seams give a decoder away
         real, decoded = pictures_of(video, first), pictures_of(recon, first)
         told_apart = discriminator_loss(self.discriminator(real), self.discriminator(decoded.detach()))
-        logs, loss = {"discriminator_loss": told_apart.detach()}, told_apart
+        slope = slope_penalty(self.discriminator, real[:: len(real) // len(video)])  # a picture a clip says enough
+        logs = {"discriminator_loss": told_apart.detach(), "discriminator_slope": slope.detach()}
+        loss = told_apart + self.slope_weight * slope
         if self.global_step >= self.discriminator_steps:
             fixed = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
             looks = decoder_loss(functional_call(self.discriminator, fixed, (decoded,)))
-            logs["adversarial_loss"], loss = looks.detach(), loss + self.adversarial_weight * looks
+            logs["adversarial_loss"] = looks.detach()
+            loss = loss + self.adversarial_weight * looks
         return Coded(recon, loss, logs)
 
     def export_tensors(self) -> dict[str, Tensor]:

@@ -61,6 +61,18 @@ def discriminator_loss(real: Tensor, decoded: Tensor) -> Tensor:
     return F.relu(1 - real.float()).mean() + F.relu(1 + decoded.float()).mean()
 
 
+def slope_penalty(discriminator: nn.Module, real: Tensor) -> Tensor:
+    """Returns the mean squared slope of a patch's score at real pictures [m 12 h w] (R1, Mescheder et al. 2018).
+
+    It keeps the discriminator from running away from the decoder: scores that grow without bound teach nothing.
+    """
+    with torch.autocast(real.device.type, enabled=False):  # a slope of slopes needs the digits
+        pictures = real.detach().float().requires_grad_(True)
+        scores = discriminator(pictures)
+        (slopes,) = torch.autograd.grad(scores.sum(), pictures, create_graph=True)
+    return slopes.square().sum() / scores.numel()
+
+
 def decoder_loss(decoded: Tensor) -> Tensor:
     """Returns what a decoder lowers by making its pictures look real to the discriminator."""
     return -decoded.float().mean()

@@ -35,6 +35,7 @@ def module(**changes: Any) -> AdversarialDecoder:
         "adversarial_weight": 0.1,
         "discriminator_steps": 2,
         "discriminator_lr_scale": 2.0,
+        "slope_weight": 0.5,
         "optimizer": partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0),
         "scheduler": None,
     }

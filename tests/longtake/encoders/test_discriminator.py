@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from longtake.encoders.discriminator import PatchDiscriminator, decoder_loss, discriminator_loss, pictures_of
+from longtake.encoders.discriminator import (
+    PatchDiscriminator,
+    decoder_loss,
+    discriminator_loss,
+    pictures_of,
+    slope_penalty,
+)
 
 
 def test_pictures_are_four_frames_in_a_row() -> None:
@@ -38,3 +44,23 @@ def test_the_losses_are_hinges() -> None:
     assert discriminator_loss(torch.full((4,), 3.0), torch.full((4,), -3.0)) == 0
     assert discriminator_loss(torch.full((4,), -1.0), torch.full((4,), 1.0)) == 4
     assert decoder_loss(torch.tensor([1.0, 3.0])) == -2
+
+
+class Line(torch.nn.Module):
+    """A score a pixel: `slope` times its first channel."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.tensor(slope))
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.slope * pictures[:, :1]
+
+
+def test_the_slope_of_a_line_is_its_slope() -> None:
+    line = Line(3.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        penalty = slope_penalty(line, torch.randn(2, 12, 8, 8))
+    assert float(penalty) == pytest.approx(9.0)
+    penalty.backward()
+    assert float(line.slope.grad) == pytest.approx(6.0)
