@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from longtake.errors import DataError
 from longtake.generate import Generation, Request, VideoModel, logger, with_given
 from longtake.generate_windows import WindowInputs, default_inputs, window_stream
 from longtake.live_actions import ActionSource, VideoEnded, live_conditions
@@ -79,8 +80,14 @@ class DiffusionModel(VideoModel):
             conditions = live_conditions(conditions, live, plan, len(key), self.device)
         more = {} if negative is None else {"negative": negative}
         chunks = self.rollout(self.network, clip.latents, conditions, plan, self.solver, key, **more)
-        with contextlib.suppress(VideoEnded):
-            yield from self.in_precision(decoded(chunks, self.video_encoder, plan))
+        made = False
+        try:
+            for chunk in self.in_precision(decoded(chunks, self.video_encoder, plan)):
+                made = True
+                yield chunk
+        except VideoEnded:
+            if not made:
+                raise DataError("the video ended before its first chunk, so there is nothing to show.") from None
 
     def encode(self, frames: np.ndarray) -> Tensor:
         """Returns the latents [b v t c h w] of frames, uint8 [b v t h w c]; t = 0 for none."""

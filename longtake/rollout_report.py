@@ -65,7 +65,7 @@ class SampleReport:
 
     def _looks(self, prefix: str, first: int) -> dict[str, float]:
         """Returns sharpness and change over those of the truth, and the distance of mean colours, from a chunk on."""
-        if len(self.per_chunk.get("true_sharpness", ())) < len(self.chunks):
+        if not self.chunks or len(self.per_chunk.get("true_sharpness", ())) < len(self.chunks):
             return {}  # there is no truth, or it ends before the video does
 
         def mean(name: str) -> float:
