@@ -19,6 +19,7 @@ import numpy as np
 
 from longtake.errors import BadSampleError, ConfigError
 
+HZ = 30  # frames a second of a recording that does not state it
 _MAX_JSON_BYTES = 1 << 20
 
 

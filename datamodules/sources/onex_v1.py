@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from datamodules.sources.onex_format import (
+    HZ,
     Dropped,
     OnexClip,
     OnexFolder,
@@ -28,7 +29,6 @@ from longtake.errors import BadSampleError, ConfigError
 ACTIONS = {"joint_pos": 21, "driving_command": 2, "neck_desired": 1, "l_hand_closure": 1, "r_hand_closure": 1}
 VOCAB_SIZE = 2**18
 RATIO_SPACE = 16
-HZ = 30
 TOKENIZER = "1X-magvit2-16x16"
 _DTYPES = ("uint32", "int32", "uint16", "int16", "int64")
 _FRAMES_A_UNIT = 100_000

@@ -17,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from datamodules.sources.onex_format import (
+    HZ,
     Dropped,
     OnexClip,
     OnexFolder,
@@ -40,7 +41,6 @@ STATE_NAMES = (
 GRID = (3, 32, 32)
 VOCAB_SIZE = 64000
 RATIO_TIME, RATIO_SPACE = 8, 8
-HZ = 30
 TOKENIZER = "Cosmos-0.1-Tokenizer-DV8x8x8"
 FOLDERS = {"video": "videos", "segment_idx": "segment_indices", "states": "robot_states", "metadata": "metadata"}
 

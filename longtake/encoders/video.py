@@ -6,15 +6,16 @@ Latents of the first frames of a clip are the first latents of the clip, whateve
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
+from longtake.encoders.frozen import FrozenEncoder
 from longtake.errors import ConfigError
 from longtake.geometry import latent_frames, pixel_frames
 
@@ -47,10 +48,8 @@ class LatentGeometry:
         return height // self.ratio_space, width // self.ratio_space
 
 
-class VideoEncoder(nn.Module, ABC):
-    """Base of all video encoders. They are frozen: built from trained weights, in evaluation mode, without gradient.
-
-    Results are float32 whatever the encoder computes in, and do not depend on an autocast around the call.
+class VideoEncoder(FrozenEncoder):
+    """Base of all video encoders. Results are float32 whatever the encoder computes in.
 
     Args:
         geometry: how latents relate to pixels.
@@ -67,28 +66,13 @@ class VideoEncoder(nn.Module, ABC):
         self.register_buffer("mean", mean.float())
         self.register_buffer("std", std.float())
 
-    @property
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """Names the weights: latents of encoders with equal fingerprints mean the same."""
-
     @abstractmethod
     def encode_clips(self, video: Tensor) -> Tensor:
         """Returns normalised latents [n f c h w] of clips [n t c h w] in [-1, 1], in the dtype of the weights."""
 
     @abstractmethod
     def decode_clips(self, latents: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Returns the frames [n t c h w] of normalised latents [n f c h w], and what the next call needs.
-
-        Args:
-            latents: those that follow the ones of the call that gave `state`.
-            state: None at the start of a clip.
-        """
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What it computes in."""
-        return next(self.parameters()).dtype
+        """Returns the frames [n t c h w] of normalised latents [n f c h w], and what the next call needs."""
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
@@ -102,9 +86,7 @@ class VideoEncoder(nn.Module, ABC):
         """
         latent_frames(video.shape[2], self.geometry.ratio_time, "video.num_frames")
         self.geometry.grid(video.shape[-2], video.shape[-1])
-        with torch.autocast(video.device.type, enabled=False):
-            latents = self.encode_clips(rearrange(video, "b v t c h w -> (b v) t c h w").to(self.dtype))
-        return rearrange(latents.float(), "(b v) t c h w -> b v t c h w", b=video.shape[0])
+        return rearrange(self._encoded(video).float(), "(b v) t c h w -> b v t c h w", b=video.shape[0])
 
     def encode_starts(self, video: Tensor, starts: Mapping[int, int]) -> dict[int, Tensor]:
         """Returns what `encode` makes of several sub-clips of a video, by their first frame.
@@ -134,11 +116,6 @@ class VideoEncoder(nn.Module, ABC):
         return torch.cat([self.decode(block) for block in latents.split(block_lat, dim=2)], dim=2)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Returns the video, float32 in [-1, 1], [b v t c h w]; `latents` [b v t c h w] begin at a causal start."""
-        return self.decode_stream(latents, None)[0]
-
-    @torch.no_grad()
     def decode_stream(self, latents: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Returns the frames of the next latents, and what the following call needs.
 
@@ -153,11 +130,4 @@ class VideoEncoder(nn.Module, ABC):
                 f"latents have {latents.shape[3]} channels, this encoder has {self.geometry.channels}; expected "
                 "latents that it made. Change `encoder/video` or `data`."
             )
-        with torch.autocast(latents.device.type, enabled=False):
-            clips = rearrange(latents, "b v t c h w -> (b v) t c h w").to(self.dtype)
-            video, state = self.decode_clips(clips, state)
-        return rearrange(video.float().clamp(-1, 1), "(b v) t c h w -> b v t c h w", b=latents.shape[0]), state
-
-    def freeze(self) -> VideoEncoder:
-        """Makes it ready for use: evaluation mode, no gradient. Returns itself."""
-        return self.eval().requires_grad_(False)
+        return self._decoded(latents.to(self.dtype), state)

@@ -8,15 +8,16 @@ the clip, whatever follows.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
+from longtake.encoders.frozen import FrozenEncoder
 from longtake.encoders.video import LatentGeometry
 from longtake.errors import ConfigError, DataError
 from longtake.geometry import latent_frames
@@ -46,10 +47,8 @@ class TokenGeometry:
         return LatentGeometry(self.ratio_time, self.ratio_space, len(self.levels)).grid(height, width)
 
 
-class VideoTokens(nn.Module, ABC):
-    """Base of all video tokenizers. They are frozen: built from trained weights, in evaluation mode, without gradient.
-
-    Results do not depend on an autocast around the call.
+class VideoTokens(FrozenEncoder):
+    """Base of all video tokenizers.
 
     Args:
         geometry: how tokens relate to pixels.
@@ -59,28 +58,13 @@ class VideoTokens(nn.Module, ABC):
         super().__init__()
         self.geometry = geometry
 
-    @property
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """Names the weights: tokens of tokenizers with equal fingerprints mean the same."""
-
     @abstractmethod
     def encode_clips(self, video: Tensor) -> Tensor:
         """Returns the tokens, int64 [n f h w], of clips [n t c h w] in [-1, 1], in the dtype of the weights."""
 
     @abstractmethod
     def decode_clips(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Returns the frames [n t c h w] of tokens [n f h w], and what the next call needs.
-
-        Args:
-            tokens: those that follow the ones of the call that gave `state`.
-            state: None at the start of a clip.
-        """
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What it computes in."""
-        return next(self.parameters()).dtype
+        """Returns the frames [n t c h w] of tokens [n f h w], and what the next call needs."""
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
@@ -94,8 +78,7 @@ class VideoTokens(nn.Module, ABC):
         """
         num_lat = latent_frames(video.shape[2], self.geometry.ratio_time, "video.num_frames")
         grid = self.geometry.grid(video.shape[-2], video.shape[-1])
-        with torch.autocast(video.device.type, enabled=False):
-            tokens = self.encode_clips(rearrange(video, "b v t c h w -> (b v) t c h w").to(self.dtype))
+        tokens = self._encoded(video)
         if tokens.shape[1:] != (num_lat, *grid):
             raise ConfigError(
                 f"the weights make {list(tokens.shape[1:])} tokens (frames, rows, columns) of this video, and "
@@ -117,11 +100,6 @@ class VideoTokens(nn.Module, ABC):
             clips = torch.cat([video[:, :, start : start + count] for start in alike])
             found |= zip(alike, self.encode(clips).split(len(video)), strict=True)
         return {start: found[start] for start in starts}
-
-    @torch.no_grad()
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Returns the video, float32 in [-1, 1], [b v t c h w]; `tokens` [b v t h w] begin at a causal start."""
-        return self.decode_stream(tokens, None)[0]
 
     @torch.no_grad()
     def decode_stream(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
@@ -148,10 +126,4 @@ class VideoTokens(nn.Module, ABC):
                 f"tokens reach from {low} to {high}; expected 0 to {self.geometry.vocab_size - 1}, which this "
                 "tokenizer has. They were made by another one: change `encoder/video`, `data` or `input_tokens_dir`."
             )
-        with torch.autocast(tokens.device.type, enabled=False):
-            video, state = self.decode_clips(rearrange(tokens, "b v t h w -> (b v) t h w").long(), state)
-        return rearrange(video.float().clamp(-1, 1), "(b v) t c h w -> b v t c h w", b=tokens.shape[0]), state
-
-    def freeze(self) -> VideoTokens:
-        """Makes it ready for use: evaluation mode, no gradient. Returns itself."""
-        return self.eval().requires_grad_(False)
+        return self._decoded(tokens.long(), state)
