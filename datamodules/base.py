@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +178,7 @@ class ClipsDataModule(L.LightningDataModule):
         ensure_dataset(
             instantiate(self.build["source"]),
             self.roots[0],
-            {"source": self.build["source"]},
+            {"source": _content(self.build["source"])},
             num_workers=self.build.get("num_workers") or os.cpu_count() or 1,
             rebuild=self.rebuild,
         )
@@ -367,3 +367,11 @@ def _check_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise ConfigError(f"data.{name} is {value}; expected 1 or more. Change `data.{name}`.")
+
+
+def _content(source: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns what decides a set's content: how many processes make the set that it is made from does not."""
+    make = source.get("make")
+    if not isinstance(make, Mapping) or "num_workers" not in make:
+        return source
+    return {**source, "make": {**make, "num_workers": None}}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.base import _content
 from datamodules.loading.pipeline import Shard
 from datamodules.sources.base import RawSample
 from datamodules.video import VideoDataModule
@@ -183,3 +184,11 @@ def test_edges_are_extracted_where_the_set_has_none(root: Path) -> None:
             frames = batch.video[clip, view].permute(0, 2, 3, 1).numpy()
             edges = batch.control["edge"][clip, view].permute(0, 2, 3, 1).numpy()
             assert np.array_equal(edges, edge_video(frames))
+
+
+def test_the_number_of_processes_is_no_setting_of_a_set() -> None:
+    source = {"_target_": "a.B", "num_frames": 9, "make": {"source": {"_target_": "c.D"}, "num_workers": 4}}
+    assert _content(source) == _content({**source, "make": {**source["make"], "num_workers": None}})
+    assert _content(source) != _content({**source, "num_frames": 17})
+    assert source["make"]["num_workers"] == 4
+    assert _content({"_target_": "a.B"}) == {"_target_": "a.B"}
