@@ -197,5 +197,12 @@ def _check_start(kind: str, start_lat: int, trained: TrainedFor) -> None:
     raise ConfigError(
         f"a start of {given} frames was chosen, but these weights were trained to start from "
         f"{' or '.join(str(count) for count in sorted(legal))} frames (0 = from nothing, 1 = an image). "
-        "Change `num_context_frames`, or take other weights."
+        f"Change `num_context_frames`, or take other weights{_how_trained(start_lat, trained)}."
     )
+
+
+def _how_trained(start_lat: int, trained: TrainedFor) -> str:
+    if "tokens" not in trained.rollouts or start_lat >= min(trained.starts_lat):
+        return ""
+    bov = "" if start_lat else " and network.bov=true"
+    return f" (token models start from this much when trained with objective.context_lat={start_lat}{bov})"

@@ -88,6 +88,13 @@ def test_what_the_weights_were_not_trained_for_is_refused_naming_both() -> None:
         plan_rollout("one_shot", num_frames_px=81, context_px=5, trained=CLIP)
 
 
+def test_a_start_of_tokens_says_what_to_train() -> None:
+    trained = TrainedFor(rollouts=("tokens",), chunk_lat=1, starts_lat=(2,), ratio=8)
+    for context, how in ((1, r"objective\.context_lat=1\)"), (0, r"context_lat=0 and network\.bov=true")):
+        with pytest.raises(ConfigError, match=rf"to start from 9 frames .*{how}"):
+            plan_rollout("tokens", num_frames_px=17, context_px=context, trained=trained)
+
+
 def test_what_weights_were_trained_for_survives_a_header() -> None:
     import json
 
