@@ -75,7 +75,7 @@ def run(argv: list[str]) -> int:
     for name, frames in references(model, clips, truth).items():
         rows[name] = measured(frames, truth, starts_of(plan), options.given, [])
         print(rows[name].text(name), flush=True)
-    found = effects(rows, options.overlaps, options.context_noise)
+    found = effects({name: row.of_clips for name, row in rows.items()}, options.overlaps, options.context_noise)
     for name, figures in found.items():
         print(f"{name}: " + ", ".join(f"{figure} {value}" for figure, value in figures.items()))
     settings = {key: value for key, value in vars(options).items() if key != "output"}
@@ -293,28 +293,41 @@ def measured(pred: Tensor, truth: Tensor, starts: list[int], given: int, seconds
     )
 
 
-def effects(rows: dict[str, Row], overlaps: list[int], level: float) -> dict[str, dict[str, Interval]]:
-    """Returns what each choice of a sliding rollout changes: differences clip by clip, means over the other choices.
+def effects(
+    of_clips: dict[str, dict[str, list[float]]], overlaps: list[int], level: float
+) -> dict[str, dict[str, Interval]]:
+    """Returns what each choice changes: differences clip by clip, means over the other choices of a sliding rollout.
 
     The memory rollout is compared with the plainest sliding one.
+
+    Args:
+        of_clips: figures of each clip by row.
+        overlaps: the first and the last of them are compared.
+        level: of the context noise.
     """
     first, last = overlaps[0], overlaps[-1]
 
     def figures(**fixed: Any) -> dict[str, np.ndarray]:
         choices = {"hand_off": _HAND_OFFS, "overlap": (first, last), "level": (0.0, level)}
         choices |= {name: (value,) for name, value in fixed.items()}
-        chosen = [rows[sliding_name(*values)].of_clips for values in itertools.product(*choices.values())]
-        return {name: np.mean([clips[name] for clips in chosen], axis=0) for name in chosen[0]}
+        return mean_of(*(sliding_name(*values) for values in itertools.product(*choices.values())))
+
+    def mean_of(*names: str) -> dict[str, np.ndarray]:
+        return {figure: np.mean([of_clips[name][figure] for name in names], axis=0) for figure in of_clips[names[0]]}
 
     pairs = {
         "uint8 - float": (figures(hand_off="uint8"), figures(hand_off="float")),
         f"overlap {last} - {first}": (figures(overlap=last), figures(overlap=first)),
         f"noise {level} - clean": (figures(level=level), figures(level=0.0)),
+        f"overlap {first}: noise {level} - clean": (
+            figures(overlap=first, level=level),
+            figures(overlap=first, level=0.0),
+        ),
     }
     plain = sliding_name("float", first, 0.0)
-    if "memory, clean" in rows:
-        ours, theirs = ({k: np.array(v) for k, v in rows[name].of_clips.items()} for name in ("memory, clean", plain))
-        pairs[f"memory, clean - {plain}"] = (ours, theirs)
+    if "memory, clean" in of_clips:
+        pairs[f"memory: noise {level} - clean"] = (mean_of(f"memory, noise {level}"), mean_of("memory, clean"))
+        pairs[f"memory, clean - {plain}"] = (mean_of("memory, clean"), mean_of(plain))
     return {
         name: {figure: bootstrap(one[figure] - two[figure]) for figure in one} for name, (one, two) in pairs.items()
     }
