@@ -143,11 +143,9 @@ def token_tables(
         added = absolute_embedding(positions, abs_dim)
         added = torch.cat((added.new_zeros(int(bov), abs_dim), added)).to(device, dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    tables = (torch.cat((cos, cos), dim=-1).to(device, wide), torch.cat((-sin, sin), dim=-1).to(device, wide))
-    return TokenTables(
-        *(table.unsqueeze(-2) if shift is None else table for table in tables),
-        added,
-    )
+    both = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    turns, signed = (table.unsqueeze(-2) if shift is None else table for table in both)
+    return TokenTables(turns.to(device, wide), signed.to(device, wide), added)
 
 
 def absolute_embedding(positions: Tensor, dim: int) -> Tensor:
