@@ -46,9 +46,8 @@ def run(argv: list[str]) -> int:
     cfg = compose("predict", overrides)
     check_predict(cfg)
     model = prepared(cfg)
-    if not knows_views(model) or not control_types(model):
+    if not isinstance(model, DiffusionModel) or not knows_views(model) or not control_types(model):
         raise ConfigError(f"{options.ckpt} knows no control; expected weights with control. Change `--ckpt`.")
-    assert isinstance(model, DiffusionModel), "what knows views predicts velocities"
     figures = measure(cfg, model, options.splits)
     table = control_table(figures)
     print(

@@ -69,6 +69,11 @@ def _job(cfg: DictConfig, model: DiffusionModel, clip: HeldOutViews, donor: Held
     names = tuple(view_names(model)[view] for view in clip.views)
     given, num_frames = _given(cfg, model, names), cfg.num_frames or int(model.spec.video["num_frames"])
     actions = told_actions(cfg, model, clip.actions, min(given), num_frames, clip.key)
+    if actions is not None and not isinstance(actions, np.ndarray):
+        raise ConfigError(
+            f"actions is {cfg.actions}, and windows of several views are told theirs beforehand; expected a mode or a "
+            "file. Change `actions`."
+        )
     control: ControlWindows | None = None if donor is None else donor.control
     _check_length(clip, donor, num_frames, control is not None or (cfg.actions is None and actions is not None))
     start = np.zeros((len(names), 0, *model.size, 3), np.uint8)

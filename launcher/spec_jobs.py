@@ -45,8 +45,10 @@ def spec_jobs(cfg: DictConfig, model: Any) -> Iterator[tuple[str, Callable[[], W
         ConfigError: a file or a sample is wrong, or the weights cannot do it; from the function that is yielded, too.
     """
     diffusion = sliding_model(model)
-    overrides = OmegaConf.to_container(cfg.spec_set) if cfg.spec_set is not None else {}
-    specs = read_specs(spec_paths(cfg), view_names(model), overrides)
+    overrides = {} if cfg.spec_set is None else OmegaConf.to_container(cfg.spec_set)
+    if not isinstance(overrides, dict):
+        raise ConfigError(f"spec_set is {cfg.spec_set!r}; expected keys of specs: {{seed: 3}}. Change `spec_set`.")
+    specs = read_specs(spec_paths(cfg), view_names(model), {str(key): value for key, value in overrides.items()})
     if not cfg.keep_going:
         for spec in specs:
             Resolving(spec, cfg, diffusion).job()

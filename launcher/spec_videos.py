@@ -49,7 +49,7 @@ def given_counts(value: Any, names: Sequence[str]) -> tuple[int, ...]:
         ConfigError: something else than 0, 1 or 5, or a view that does not take part.
     """
     key = "num_conditional_frames"
-    by_view = dict(value) if isinstance(value, Mapping) else dict.fromkeys(names, value)
+    by_view: dict[Any, Any] = dict(value) if isinstance(value, Mapping) else dict.fromkeys(names, value)
     for name, count in by_view.items():
         if name not in names:
             raise unknown_choice("view", str(name), names, key)
@@ -317,4 +317,4 @@ class SpecVideos:
                 f"{self.spec.where}: {key} is {found}; these weights know {', '.join(self.types)}. Write "
                 f'{{"{self.types[0]}": path}}. Change `{key}`.'
             )
-        return kind or self.types[0]
+        return kind or next(iter(self.types))

@@ -139,6 +139,7 @@ def test_views_can_be_fewer_and_lengths_are_checked(call: Call, tmp_path: Path, 
         (["num_conditional_frames=3"], "num_conditional_frames is 3"),
         (["num_conditional_frames={rare: 1}"], "unknown view 'rare'.*rear"),
         (["control_weight={dept: 1}"], "unknown control type 'dept'.*depth"),
+        (["actions=interactive"], "`actions`"),
         (["control_from=mine"], "control_from is 'mine'"),
         (["num_context_frames=1", "num_conditional_frames=1"], "num_context_frames and num_conditional_frames"),
     ):
@@ -318,5 +319,7 @@ def test_any_value_of_a_spec_can_be_set_on_the_command_line(
     assert call(words, "spec_set={minimum_start_index: 9, save_view_grid: false}") == 0
     assert made(tmp_path / "out" / "a").shape[0] == 9  # 11 frames are left: one chunk of the two that were wanted
     assert not (tmp_path / "out" / "a" / "output_with_control_grid.mp4").exists()
+    assert call(words, "spec_set=5", out="three") == 2
+    assert "spec_set is 5; expected keys of specs" in capsys.readouterr().err
     assert call(words, "spec_set={minimum_start_indx: 9}", out="two") == 2
     assert "unknown key `minimum_start_indx`; nearest: minimum_start_index" in capsys.readouterr().err
