@@ -45,10 +45,10 @@ def spec_jobs(cfg: DictConfig, model: Any) -> Iterator[tuple[str, Callable[[], W
         ConfigError: a file or a sample is wrong, or the weights cannot do it; from the function that is yielded, too.
     """
     diffusion = sliding_model(model)
-    overrides = {} if cfg.spec_set is None else OmegaConf.to_container(cfg.spec_set)
-    if not isinstance(overrides, dict):
+    if cfg.spec_set is not None and not OmegaConf.is_dict(cfg.spec_set):
         raise ConfigError(f"spec_set is {cfg.spec_set!r}; expected keys of specs: {{seed: 3}}. Change `spec_set`.")
-    specs = read_specs(spec_paths(cfg), view_names(model), {str(key): value for key, value in overrides.items()})
+    overrides: Any = {} if cfg.spec_set is None else OmegaConf.to_container(cfg.spec_set)
+    specs = read_specs(spec_paths(cfg), view_names(model), overrides)
     if not cfg.keep_going:
         for spec in specs:
             Resolving(spec, cfg, diffusion).job()
