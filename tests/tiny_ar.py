@@ -19,6 +19,16 @@ VIDEO = {"fps": "10", "height": 16, "width": 16, "num_frames": 21, "chunk_lat": 
 ACTIONS = 3
 
 
+class Losses(Callback):
+    """Keeps the loss of every step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *rest: Any) -> None:
+        self.values.append(float(outputs["loss"]))
+
+
 def nodes(**changes: Any) -> dict[str, Any]:
     """Returns the config nodes that a module is built from; `changes` update the objective."""
     return {
@@ -65,8 +75,12 @@ def nodes(**changes: Any) -> dict[str, Any]:
 
 
 def make_module(lr: float = 1e-2, **changes: Any) -> ARDiffusion:
-    """Returns the module; `changes` replace arguments, those of the objective under "objective"."""
+    """Returns the module; `changes` replace arguments, those of the objective under "objective".
+
+    "raw_objective" is the node of another objective.
+    """
     parts = nodes(**changes.pop("objective", {}))
+    parts["objective"] = changes.pop("raw_objective", parts["objective"])
     settings: dict[str, Any] = {
         **parts,
         "seed": 0,
