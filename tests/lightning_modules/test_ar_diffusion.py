@@ -21,23 +21,13 @@ from longtake.errors import ConfigError, DataError
 from longtake.loading import load
 from longtake.types import Clip
 from tests.random_clips import RandomClips
-from tests.tiny_ar import VIDEO, fit_tiny, make_data, make_module
+from tests.tiny_ar import VIDEO, Losses, fit_tiny, make_data, make_module
 
 CURRICULUM = [
     {"key": "objective.num_chunks", "points": [[0, 1], [3, 2]]},
     {"key": "objective.context_noise", "kind": "linear", "points": [[0, 0.0], [6, 0.3]]},
     {"key": "optimizer.lr", "kind": "linear", "points": [[0, 1e-2], [8, 1e-3]]},
 ]
-
-
-class Losses(Callback):
-    """Keeps the loss of every step."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *rest: Any) -> None:
-        self.values.append(float(outputs["loss"]))
 
 
 def clips(count: int = 3, **changes: Any) -> Clip:

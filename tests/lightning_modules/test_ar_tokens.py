@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 from hydra.errors import InstantiationException
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -33,21 +31,11 @@ from longtake.rollout.sampling import Truncated
 from longtake.rollout.tokens import TokenRollout
 from longtake.types import Clip
 from tests.random_clips import RandomClips
-from tests.tiny_ar import fit_tiny
+from tests.tiny_ar import Losses, fit_tiny
 from tests.tiny_tokens import ACTIONS, FAST, VIDEO, make_tokens_data, make_tokens_module
 
 NOISY = {"token_noise": 0.3, "action_dropout": 0.2, "z_loss": 1e-3}
 SCHEDULES = [{"key": "objective.token_noise", "kind": "linear", "points": [[0, 0.0], [6, 0.3]]}]
-
-
-class Losses(Callback):
-    """Keeps the loss of every step."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *rest: Any) -> None:
-        self.values.append(float(outputs["loss"]))
 
 
 class FastData(RandomClips):
