@@ -56,7 +56,7 @@ class JacobiRollout(TokenRollout):
         temperature: float = 1.0,
         top_p: float = 0.8,
         top_k: int | None = None,
-        window: int = 8,
+        window: int = 24,
         draft: Draft = "previous",
     ) -> None:
         super().__init__(temperature=temperature, top_p=top_p, top_k=top_k)
