@@ -60,7 +60,8 @@ def run(argv: list[str]) -> int:
     }
     print(f"{options.clips} clips of split {options.split!r}, {options.frames} frames; with steps {steps}")
     for figure, value in differences.items():
-        print(f"{figure:<28} with {table['runs'][figure]}  without {table['against'][figure]}  difference {value}")
+        told = [_text(part) for part in (table["runs"][figure], table["against"][figure], value)]
+        print(f"{figure:<24} with {told[0]}  without {told[1]}  difference {told[2]}")
     settings = {key: value for key, value in vars(options).items() if key != "output"}
     plain = {
         name: {
@@ -84,6 +85,10 @@ def difference(ours: np.ndarray, peer: np.ndarray) -> Interval:
     means = np.array([values[np.ix_(s, c)].mean() for s, c in zip(seeds, clips, strict=True)])
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(values.mean()), float(low), float(high))
+
+
+def _text(value: Interval) -> str:
+    return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
 
 
 def _mean(rows: list[dict[str, np.ndarray]], figure: str) -> Interval:

@@ -43,6 +43,7 @@ PARTNERS = {"bidirectional": "rollout=one_shot", "one_shot": "objective=bidirect
 PARTNERS |= {"frame_conditioned": "rollout=sliding_window", "sliding_window": "objective=frame_conditioned"}
 TOKENS = ("next_token", "temporal_forcing", "tokens_jacobi", "ar_tokens")
 PARTNERS |= dict.fromkeys(TOKENS, "experiment=ar_tokens")
+PARTNERS |= dict.fromkeys(("doom_blocks", "doom_blocks_latents", "context_target"), "experiment=ar_context9")
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
@@ -81,7 +82,7 @@ def test_an_experiment_holds_overrides_only_below_a_header_of_three_lines(experi
         f"{key.removeprefix('override /')}={value}"
         for entry in content.pop("defaults", [])
         if entry != "_self_"
-        for key, value in entry.items()
+        for key, value in ({"experiment": entry} if isinstance(entry, str) else entry).items()  # built on another one
     ]
     known = {key for key, _ in flat(OmegaConf.to_container(compose("train", groups), resolve=False))}
     assert {key for key, _ in flat(content) if key} <= known
