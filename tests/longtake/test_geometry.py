@@ -56,3 +56,34 @@ def test_actions_of_a_latent_frame_are_those_of_its_pixels() -> None:
     assert grouped[0, 0].tolist() == [0, 0, 0, 0, 0, 0, 1, 100]  # pixel 0 in the last place
     assert grouped[0, 1].tolist() == [2, 200, 3, 300, 4, 400, 5, 500]  # pixels 1..4
     assert grouped[0, 2].tolist() == [6, 600, 7, 700, 8, 800, 9, 900]
+
+
+# Blocks that are causal starts of their own
+
+
+@pytest.mark.parametrize(("px", "lat"), [(1, 1), (5, 2), (9, 3), (10, 4), (14, 5), (18, 6), (81, 27), (243, 81)])
+def test_latent_frames_of_blocks_and_back(px: int, lat: int) -> None:
+    assert latent_frames(px, 4, "num_frames", 3) == lat
+    assert pixel_frames(lat, 4, 3) == px
+
+
+def test_covering_latent_frames_of_blocks_is_the_smallest_that_holds_them() -> None:
+    for px in range(100):
+        lat = covering_latent_frames(px, 4, 3)
+        assert pixel_frames(lat, 4, 3) >= px
+        assert lat == 0 or pixel_frames(lat - 1, 4, 3) < px
+
+
+def test_off_the_lattice_of_blocks_names_the_two_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"num_frames is 12; expected blocks of 9 frames.*10 or 14.*`num_frames`"):
+        latent_frames(12, 4, "num_frames", 3)
+    with pytest.raises(ConfigError, match=r"num_frames is 0.*`num_frames`"):
+        latent_frames(0, 4, "num_frames", 3)
+
+
+def test_every_block_begins_with_the_action_that_led_to_it() -> None:
+    actions = torch.arange(1.0, 19.0)[None, :, None]  # 18 frames
+    grouped = group_by_latent(actions, 4, 3)
+    assert grouped.shape == (1, 6, 4)
+    assert grouped[0, 3].tolist() == [0, 0, 0, 10]  # the first frame of the second block
+    assert grouped[0, 4].tolist() == [11, 12, 13, 14]
