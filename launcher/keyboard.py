@@ -54,7 +54,7 @@ def _from_terminal() -> str:
     handle = sys.stdin.fileno()
     before = termios.tcgetattr(handle)
     try:
-        tty.setcbreak(handle)  # Ctrl-C still ends the program
+        tty.setcbreak(handle, termios.TCSADRAIN)  # keeps what was typed ahead; Ctrl-C still ends the program
         key = sys.stdin.read(1)
     finally:
         termios.tcsetattr(handle, termios.TCSADRAIN, before)
