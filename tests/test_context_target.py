@@ -73,9 +73,10 @@ TINY = [
     "objective.own_steps=2",
 ]
 STAGES = (
+    "callbacks.curriculum.enabled=true",
     "callbacks.curriculum.schedules=["
     "{key:objective.context.noised,points:[[0,0.0],[2,1.0]]},{key:objective.context.recoded,points:[[0,0.0],[3,1.0]]},"
-    "{key:objective.context.own,points:[[0,0.0],[5,4.0]]},{key:objective.own_depth,points:[[0,1],[8,3]]}]"
+    "{key:objective.context.own,points:[[0,0.0],[5,4.0]]},{key:objective.own_depth,points:[[0,1],[8,3]]}]",
 )
 
 
@@ -147,7 +148,7 @@ def on_blocks(sets: Path) -> list[str]:
 def trained(sets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns the folder of a run through all stages of a short curriculum."""
     folder = tmp_path_factory.mktemp("runs")
-    words = [*on_blocks(sets), f"run.root={folder}", "run.id=a", "trainer.max_steps=12", STAGES]
+    words = [*on_blocks(sets), f"run.root={folder}", "run.id=a", "trainer.max_steps=12", *STAGES]
     assert start(*words) == 0
     return folder / "a"
 
@@ -218,7 +219,7 @@ def test_clips_that_are_too_short_are_counted_and_left_out(tmp_path: Path, capsy
     """Clips of 2 blocks train too, though own rollouts find no block after them there."""
     root = short(tmp_path / "set", (12, 20))
     words = ["data=video", f"data.root={root}", "data.video_reader=pyav", f"run.root={tmp_path}", "run.id=b"]
-    assert start(*words, "trainer.max_steps=7", STAGES) == 0
+    assert start(*words, "trainer.max_steps=7", *STAGES) == 0
     shown = capsys.readouterr()
     assert "2 of 4 clips of split 'train'" in shown.out + shown.err
     assert "shorter than the 18 frames needed and are left out" in shown.out + shown.err
@@ -238,7 +239,7 @@ def figures(folder: Path) -> dict[int, float]:
 
 
 def test_a_resumed_run_goes_through_the_same_stages(trained: Path, sets: Path, tmp_path: Path) -> None:
-    words = [*on_blocks(sets), f"run.root={tmp_path}", "run.id=cut", STAGES]
+    words = [*on_blocks(sets), f"run.root={tmp_path}", "run.id=cut", *STAGES]
     assert start(*words, "trainer.max_steps=8") == 0
     assert start(*words, "trainer.max_steps=12") == 0
     assert figures(tmp_path / "cut") == figures(trained)
@@ -250,7 +251,7 @@ def test_a_resumed_run_goes_through_the_same_stages(trained: Path, sets: Path, t
 
 
 def test_a_stage_that_cannot_be_is_found_at_the_start(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert start(*on_blocks(sets), "video.num_frames=36", STAGES) == 2
+    assert start(*on_blocks(sets), "video.num_frames=36", *STAGES) == 2
     shown = capsys.readouterr().err
     assert "own rollouts of 3 blocks" in shown
     assert "need clips of 45 frames, and video.num_frames is 36" in shown

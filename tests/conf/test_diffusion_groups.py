@@ -26,7 +26,9 @@ def build(group: str, name: str) -> Any:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         cfg = compose(overrides=[f"+{group}={name}"])
     with open_dict(cfg):
-        cfg.video = {"chunk_lat": 3}
+        cfg.video = {"chunk_lat": 3, "num_frames": 81, "block_frames": 9}
+        if group != "solver":
+            cfg.solver = {"_target_": "longtake.rollout.solvers.Euler"}
     node = OmegaConf.to_container(cfg, resolve=True)[group]  # type: ignore[index, call-overload]
     assert check_targets(node, group) == []
     return instantiate(node)
