@@ -170,7 +170,8 @@ def test_held_out_clips_are_continued_as_long_as_one_likes(call: Call, tmp_path:
     assert call("num_frames=38", "num_clips=1") == 0
     folder = tmp_path / "out" / "sample_000"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"output.mp4", "output.png", "comparison.mp4", "comparison.gif", "metrics.json"}
+    videos = {"output.mp4", "output_actions.mp4", "comparison.mp4", "comparison.gif"}
+    assert names == {*videos, "output.png", "metrics.json"}
     info = probe_video(folder / "output.mp4")
     assert (info.num_frames, info.height, info.width) == (38, 16, 24)
     assert probe_video(folder / "comparison.mp4").num_frames == 38
