@@ -188,7 +188,7 @@ class ClipsDataModule(L.LightningDataModule):
         if self.infos:
             return
         self.infos = [DatasetInfo.load(root) for root in self.roots]
-        model = self.trainer.lightning_module if self.trainer is not None else None
+        model: Any = self.trainer.lightning_module if self.trainer is not None else None
         wanted = dict(model.data_requirements()) if hasattr(model, "data_requirements") else {}
         if self.action_dim is not None:
             wanted.setdefault("action_dim", self.action_dim)
