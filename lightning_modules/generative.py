@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from lightning_modules.averaged import AveragedModule
 from lightning_modules.base import built
+from longtake.encoders.text import ids_in
 from longtake.geometry import covering_latent_frames, pixel_frames
 from longtake.model_spec import ModelSpec, without_folders
 from longtake.optimizers import HIDDEN
@@ -68,6 +72,7 @@ class GenerativeModule(AveragedModule):
         self.video, self.action_dim, self.num_context_frames = dict(video), action_dim, num_context_frames
         self.new_lr_scale = new_lr_scale
         self._data: dict[str, Any] = {}
+        self._words_before: list[str] | None = None  # of the weights that a new run begins with
         self._frozen: dict[str, Any] = {}  # a plain dict: Lightning and torch do not look inside
 
     @abstractmethod
@@ -105,10 +110,32 @@ class GenerativeModule(AveragedModule):
         text = self._data.pop("text", None)
         if text and "text" in self.encoder_nodes:  # the encoder that made the cached texts, with its vocabulary
             self.set_encoder("text", text)
+            self._take_words(text.get("words"))
         config, run = self.run_config.get("data", {}), self.run_config.get("run", {})
         self._data["name"] = config.get("pixels") or run.get("data")
         if not self.action_dim:
             self._data["action_names"] = self._data["action_typical"] = []
+
+    def initialise_from(self, path: str | Path) -> None:
+        """As for `AveragedModule`; word vectors follow their words to the vocabulary of the data."""
+        super().initialise_from(path)
+        self._words_before = words_in(Path(path))
+
+    def _take_words(self, words: list[str] | None) -> None:
+        """Puts word vectors where the vocabulary of the data has their words; needs nothing if it is the same."""
+        before, text = self._words_before, getattr(self.network, "text", None)
+        self._words_before = None
+        if text is None or text.words is None or not words or not before or words == before:
+            return
+        ids, new = ids_in(before, words)
+        for network in (self.network, self.ema_network):
+            if network is not None:
+                network.text.take_words(ids)
+        logger.info(
+            "the data has another vocabulary than the weights: %d word vectors follow their words%s",
+            len(words) - len(new),
+            f"; new, beginning as unknown words: {', '.join(new)}" if new else "",
+        )
 
     def set_encoder(self, name: str, node: Node) -> None:
         """Takes another encoder, such as one that was fitted on the data."""
@@ -239,6 +266,16 @@ class GenerativeModule(AveragedModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["spec"] = self.spec().to_dict()  # so that a checkpoint can be rolled out as it is
+
+
+def words_in(path: Path) -> list[str] | None:
+    """Returns the vocabulary that a weights file or a checkpoint was trained with; None where there is none."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            spec = json.loads((file.metadata() or {}).get("header", "{}"))
+    else:
+        spec = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("spec", {})
+    return ((spec.get("encoder") or {}).get("text") or {}).get("words")
 
 
 def portable(node: Node) -> dict[str, Any]:

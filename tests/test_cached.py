@@ -125,8 +125,6 @@ def test_another_first_stage_is_refused(trained: Path) -> None:
         longtake.load(trained, trust=["tests"], encoder=other)
 
 
-
-
 class OtherCode(BlockCode):
     """The same code under another name."""
 

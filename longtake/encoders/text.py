@@ -47,6 +47,22 @@ def count_words(captions: Iterable[str]) -> Counter[str]:
     return Counter(word for caption in captions for word in words_of(caption))
 
 
+def ids_in(before: Sequence[str], now: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Where the ids of one vocabulary stand in another, so that a table of word vectors can follow.
+
+    Args:
+        before: words that the table was learnt with, in the order of their ids.
+        now: words that it shall serve.
+
+    Returns:
+        For each id of `now`, padding and unknown included, the id in `before`; and the words that are not there: their
+        id is that of unknown words, as which they were read so far.
+    """
+    places = {word: FIRST_WORD + index for index, word in enumerate(before)}
+    ids = [PADDING, UNKNOWN, *(places.get(word, UNKNOWN) for word in now)]
+    return ids, [word for word in now if word not in places]
+
+
 class WordsEncoder(TextEncoder):
     """Ids of the words of a caption, in order. The table of embeddings is a parameter of the network.
 

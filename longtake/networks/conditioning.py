@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -179,6 +180,12 @@ class TextEmbedding(nn.Module):
             nn.init.normal_(self.null, std=0.02)
         if self.words is not None:
             nn.init.normal_(self.words.weight, std=1.0)
+
+    @torch.no_grad()
+    def take_words(self, ids: Sequence[int]) -> None:
+        """Puts the vectors of words in another order: the word of id i gets that of id `ids[i]` until now."""
+        assert self.words is not None, "embeddings have no table of words"
+        self.words.weight[: len(ids)] = self.words.weight[list(ids)]
 
     def forward(self, conditions: Conditions, batch: int) -> tuple[Tensor, Tensor | None]:
         """Returns text tokens [b n l d] and which of them are real, bool [b n l] (None: all)."""

@@ -16,6 +16,7 @@ from longtake.encoders.text import (
     WordsEncoder,
     cleaned,
     count_words,
+    ids_in,
     words_of,
 )
 from longtake.errors import ConfigError
@@ -138,3 +139,10 @@ def test_a_missing_text_encoder_is_a_config_error(tmp_path: Path) -> None:
 
 def test_text_is_cleaned_as_wan_does() -> None:
     assert cleaned("a  &amp;amp; b\n c ") == "a & b c"
+
+
+def test_ids_of_another_vocabulary_are_found_by_word() -> None:
+    before, now = ["wall", "a", "hall"], ["a", "door", "wall"]
+    ids, new = ids_in(before, now)
+    assert ids == [0, 1, 3, 1, 2]  # padding, unknown, "a", "door" as unknown, "wall"
+    assert new == ["door"]
