@@ -147,8 +147,9 @@ class UniPC:
         """
         count = _check_steps(num_steps)
         top = shifted(0.999, self.shift) if self.double_shift else 0.999
-        sigmas = [shifted(top * (1 - index / count), self.shift) for index in range(count)]
-        told = tuple(math.floor(1000 * sigma) / 1000 for sigma in sigmas)
+        grid = np.linspace(top, 0, count + 1)[:-1]  # to the last bit as elsewhere: 666 or 665.99 are told apart below
+        sigmas = [float(shifted(sigma, self.shift)) for sigma in grid]
+        told = tuple(math.floor(sigma * 1000) / 1000 for sigma in sigmas)
         schedule = Schedule((*sigmas, 0.0), told)
         return UniPCRun(schedule, self.order, self.use_corrector)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,24 +61,36 @@ def velocity(x: Tensor, sigma: float) -> Tensor:
     return torch.tanh(1.3 * x) * (0.5 + sigma) + 0.3 * x.roll(1, -1)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
-@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.0])
-def test_unipc_equals_diffusers(order: int, shift: float) -> None:
+def of_diffusers(shift: float, steps: int, **settings: object) -> Any:
+    """Returns diffusers' solver on its exact grid: its own is another one."""
     diffusers = pytest.importorskip("diffusers")
     theirs = diffusers.UniPCMultistepScheduler(
-        prediction_type="flow_prediction",
-        use_flow_sigmas=True,
-        flow_shift=shift,
-        solver_order=order,
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, **settings
     )
-    theirs.set_timesteps(sigmas=np.linspace(0.999, 0, 51)[:-1])
-    ours = UniPC(shift=shift, order=order).begin(50)
+    theirs.set_timesteps(sigmas=np.linspace(0.999, 0, steps + 1)[:-1])
+    return theirs
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 50])
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.0])
+def test_unipc_equals_diffusers(order: int, shift: float, steps: int) -> None:
+    theirs = of_diffusers(shift, steps, solver_order=order)
+    ours = UniPC(shift=shift, order=order).begin(steps)
     assert [int(t) for t in theirs.timesteps] == [round(t) for t in ours.schedule.timesteps]
     x = y = torch.randn(2, 4, 60, generator=torch.Generator().manual_seed(0))
     for t in theirs.timesteps:
         x = theirs.step(velocity(x, float(t) / 1000), t, x).prev_sample
         y = ours.step(y, velocity(y, float(t) / 1000))
     assert (x - y).abs().max() / x.abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("shift", [1.0, 2.5, 3.0, 7.0])
+def test_timesteps_of_unipc_are_truncated_as_by_diffusers(shift: float) -> None:
+    """Unshifted, a third of 0.999 is 665.99... or 666 by how the grid is written down."""
+    for steps in (*range(1, 41), 333, 999):
+        ours = [round(t) for t in UniPC(shift=shift).begin(steps).schedule.timesteps]
+        assert ours == of_diffusers(shift, steps).timesteps.tolist(), steps
 
 
 def error_on_gaussian_data(run: SolverRun) -> float:
