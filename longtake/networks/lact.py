@@ -128,10 +128,10 @@ class LaCT(SlotAttention):
         theta: float = 10000.0,
     ) -> None:
         super().__init__(dim, num_heads, window=window, sinks=sinks, kv_tokens=kv_tokens, theta=theta)
-        if fw_heads < 1 or num_heads % fw_heads:
+        if fw_heads < 1 or dim % fw_heads:
             raise ConfigError(
-                f"network.mixer.fw_heads is {fw_heads} with {num_heads} attention heads; expected a divisor of the "
-                "attention heads. Change `network.mixer.fw_heads`."
+                f"network.mixer.fw_heads is {fw_heads} with a width of {dim}; expected a divisor of the width. Change "
+                "`network.mixer.fw_heads`."
             )
         if time_rope not in ("absolute", "none"):
             raise unknown_choice("time_rope", time_rope, ("absolute", "none"), "network.mixer.time_rope")

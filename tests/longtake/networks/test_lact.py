@@ -21,10 +21,11 @@ from tests.longtake.networks import lact_reference
 from tests.longtake.networks.tiny import difference, teacher_forced, tiny_network, tiny_sequence
 
 
-def lact_network(**settings: object) -> VideoDiT:
+def lact_network(dim: int = 80, num_heads: int = 4, **settings: object) -> VideoDiT:
     """A LaCT network with Wan's text embedding and without actions, as the reference describes it."""
     text = partial(TextEmbedding, text_dim=12, attends_padding=True)
-    return tiny_network(partial(LaCT, **settings), text=text, actions=None, frame_rate=None)
+    plain = {"text": text, "actions": None, "frame_rate": None}
+    return tiny_network(partial(LaCT, **settings), dim=dim, num_heads=num_heads, **plain)
 
 
 def against_reference(network: VideoDiT, repeats: int, **sizes: object) -> tuple[float, dict[str, float]]:
@@ -39,7 +40,7 @@ def against_reference(network: VideoDiT, repeats: int, **sizes: object) -> tuple
     weights = {name: p.detach().clone().requires_grad_() for name, p in network.named_parameters()}
     theirs, slots = lact_reference.forward(
         weights,
-        lact_reference.Sizes(heads=4, fw_heads=2, frames=3, height=2, width=2, **sizes),  # type: ignore[arg-type]
+        lact_reference.Sizes(**({"heads": 4, "fw_heads": 2, "frames": 3, "height": 2, "width": 2} | sizes)),  # type: ignore[arg-type]
         clean=sequence.clean[0, :, 0].transpose(1, 2),
         noisy=sequence.noisy[0, :, :, 0].transpose(2, 3),
         sigma=sequence.sigma[0, :, :, 0, 0],
@@ -69,6 +70,16 @@ def test_equals_the_literal_reference(repeats: int, settings: dict[str, object])
     assert max(gradients.values()) < 1e-8
     new = {name.rsplit("mixer.", 1)[1] for name in gradients if "mixer." in name}
     assert {"w0", "w1", "w2", "qk_scale", "qk_offset", "lr_proj.weight", "ttt_scale_proj.weight"} <= new
+
+
+@pytest.mark.parametrize(("heads", "fw_heads"), [(3, 2), (2, 3), (5, 1)])
+def test_fast_weight_heads_of_any_width(heads: int, fw_heads: int) -> None:
+    """A fast-weight head is a share of the width: it may cut through an attention head, as in the released code."""
+    outputs, gradients = against_reference(
+        lact_network(60, heads, fw_heads=fw_heads), 2, heads=heads, fw_heads=fw_heads
+    )
+    assert outputs < 1e-9
+    assert max(gradients.values()) < 1e-8
 
 
 def test_closed_gate_is_wan_with_a_window() -> None:
