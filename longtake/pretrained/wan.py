@@ -81,7 +81,7 @@ def load_pretrained(network: VideoDiT, state: Mapping[str, object], *, may_miss:
         network: of the same sizes.
         state: weights of Wan or LaCT in either naming.
         may_miss: parameters that keep their initial values if the weights do not hold them; None: what Wan does not
-            have (LaCT's tensors, actions, frame rate).
+            have (actions, frame rate, and LaCT's tensors unless the weights hold some of them).
 
     Returns:
         The parameters that kept their initial values.
@@ -91,7 +91,7 @@ def load_pretrained(network: VideoDiT, state: Mapping[str, object], *, may_miss:
     """
     given, own = to_longtake(state), network.state_dict()
     if may_miss is None:
-        may_miss = {name for name in own if name.startswith(("actions.", "frame_rate."))} | _mixer_names(own)
+        may_miss = {name for name in own if name.startswith(("actions.", "frame_rate."))} | _new_in_mixers(own, given)
     missing = sorted(set(own) - set(given))
     wrong = [name for name in missing if name not in may_miss] + sorted(set(given) - set(own))
     wrong += [name for name in sorted(set(own) & set(given)) if own[name].shape != given[name].shape]
@@ -105,8 +105,17 @@ def load_pretrained(network: VideoDiT, state: Mapping[str, object], *, may_miss:
     return missing
 
 
-def _mixer_names(names: Mapping[str, Tensor]) -> set[str]:
-    return {name for name in names if ".self_attn.mixer." in name}
+def _new_in_mixers(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> set[str]:
+    """Returns what the mixers have that the weights know nothing of: all, only momentum, or nothing.
+
+    Weights of LaCT that lack one of its tensors are damaged; those of a plain Wan lack all of them.
+    """
+    new = {name for name in own if ".self_attn.mixer." in name}
+    held = [name for name in given if ".self_attn.mixer." in name]
+    if not held:
+        return new
+    has_momentum = any(".momentum_proj." in name for name in held)
+    return set() if has_momentum else {name for name in new if ".momentum_proj." in name}
 
 
 def _shape(state: Mapping[str, Tensor], name: str) -> str:

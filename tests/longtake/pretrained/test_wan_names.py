@@ -38,11 +38,14 @@ def network(mixer=FullAttention, **changes: object) -> VideoDiT:  # noqa: ANN001
     return made
 
 
+MOMENTUM = partial(LaCT, momentum=True)
+
+
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("mixer", [FullAttention, LaCT, partial(LaCT, momentum=True)], ids=str)
+@pytest.mark.parametrize("mixer", [FullAttention, LaCT, MOMENTUM], ids=str)
 @pytest.mark.parametrize("naming", ["original", "diffusers"])
 def test_round_trip(naming: str, mixer: object) -> None:
     ours = network(mixer).state_dict()
@@ -161,6 +164,19 @@ def test_what_does_not_fit_is_named() -> None:
         to_longtake({"encoder.conv1.weight": torch.zeros(1)})
     with pytest.raises(ConfigError, match=r"no name in Wan \(original\): text\.null"):
         from_longtake(network(text=partial(TextEmbedding, text_dim=12)).state_dict(), "original")
+
+
+def test_lact_weights_with_a_hole_are_refused() -> None:
+    """Only a plain Wan may lack LaCT's tensors: one that is missing from weights of LaCT is named, not drawn anew."""
+    lact, momentum = (from_longtake(network(mixer).state_dict(), "original") for mixer in (LaCT, MOMENTUM))
+    hole = {name: t for name, t in lact.items() if name != "blocks.1.self_attn.w2"}
+    with pytest.raises(ConfigError, match=r"1 tensors do not fit.* blocks\.1\.self_attn\.mixer\.w2: nothing"):
+        load_pretrained(network(LaCT), hole)
+    hole = {name: t for name, t in momentum.items() if name != "blocks.1.self_attn.momentum_proj.0.bias"}
+    with pytest.raises(ConfigError, match=r"momentum_proj\.bias: nothing"):
+        load_pretrained(network(MOMENTUM), hole)
+    kept = load_pretrained(network(MOMENTUM), lact)  # momentum may be put on top
+    assert {name.rsplit("mixer.", 1)[1] for name in kept} == {"momentum_proj.weight", "momentum_proj.bias"}
 
 
 def test_files_and_folders(tmp_path: Path) -> None:
