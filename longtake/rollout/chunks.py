@@ -111,6 +111,7 @@ class MemoryRollout:
         unconditional: what the unconditional branch does not get: "text", "actions".
         context_noise: noise level of the chunks that go into memory, 0 = clean. Above 0 only for weights that were
             trained with `objective.context_noise`.
+        guidance_interval: lowest and highest noise level at which guidance acts; elsewhere it costs nothing.
     """
 
     kind: RolloutKind = "memory"
@@ -122,9 +123,10 @@ class MemoryRollout:
         guidance: float = 5.0,
         unconditional: Sequence[str] = ("text",),
         context_noise: float = 0.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
     ) -> None:
         self.num_steps = num_steps
-        self.guidance = Guidance(guidance, tuple(unconditional))
+        self.guidance = Guidance(guidance, tuple(unconditional), tuple(guidance_interval))
         self.context_noise = checked_context_noise(context_noise)
 
     def __call__(
@@ -243,7 +245,10 @@ class ChunkStream(Iterator[Chunk]):
                 sigmas.insert(0, frame_sigmas(self._rollout.context_noise, 0, frames))
                 assert state.pending_conditions is not None, "a pending chunk has its conditions"
                 conditions = join_slots(state.pending_conditions, own)
-            velocity, after = evaluate(self._network, slots, sigmas, conditions, layout, memory, self._rollout.guidance)
+            guidance = self._rollout.guidance
+            velocity, after = evaluate(
+                self._network, slots, sigmas, conditions, layout, memory, guidance, told, commits=commits
+            )
             memory = after if commits else memory
             assert memory is not None, "a pass that commits must return memory"
             x = advance(run, x, velocity, given)
@@ -259,11 +264,10 @@ class ChunkStream(Iterator[Chunk]):
             context_sees=trained.context_sees,
             commit_role=trained.commit_role,
         )
-        slots = [self._pending_latents()]
-        sigmas = [frame_sigmas(self._rollout.context_noise, 0, trained.chunk_lat)]
-        conditions = with_slots(own, pending)
+        slots, noise, guidance = [self._pending_latents()], self._rollout.context_noise, self._rollout.guidance
+        sigmas, conditions = [frame_sigmas(noise, 0, trained.chunk_lat)], with_slots(own, pending)
         _, memory = evaluate(
-            self._network, slots, sigmas, conditions, layout, self.state.memory, self._rollout.guidance
+            self._network, slots, sigmas, conditions, layout, self.state.memory, guidance, noise, commits=True
         )
         assert memory is not None, "a pass that commits must return memory"
         return memory

@@ -24,6 +24,7 @@ class OneShotRollout:
         num_steps: network evaluations; None: as many as the solver lists.
         guidance: scale of classifier-free guidance; 1 = none, at half the cost.
         unconditional: what the unconditional branch does not get: "text", "actions".
+        guidance_interval: lowest and highest noise level at which guidance acts; elsewhere it costs nothing.
     """
 
     kind: RolloutKind = "one_shot"
@@ -34,9 +35,10 @@ class OneShotRollout:
         num_steps: int | None = 50,
         guidance: float = 5.0,
         unconditional: Sequence[str] = ("text",),
+        guidance_interval: Sequence[float] = (0.0, 1.0),
     ) -> None:
         self.num_steps = num_steps
-        self.guidance = Guidance(guidance, tuple(unconditional))
+        self.guidance = Guidance(guidance, tuple(unconditional), tuple(guidance_interval))
 
     @torch.no_grad()
     def __call__(
@@ -64,6 +66,6 @@ class OneShotRollout:
         run = solver.begin(self.num_steps)
         for told in run.schedule.told:
             sigmas = [frame_sigmas(told, given_lat, frames)]
-            velocity, _ = evaluate(network, [x], sigmas, own, layout, None, self.guidance)
+            velocity, _ = evaluate(network, [x], sigmas, own, layout, None, self.guidance, told)
             x = advance(run, x, velocity, given)
         return iter([Chunk(0, x, given_lat)])

@@ -111,6 +111,7 @@ class SlidingWindowRollout:
         noise: "keyed" (see `rollout.noise`), or "cosmos" for the numbers of NVIDIA's drivers.
         context_noise: noise level of the frames handed over, which the network is told; 0 = clean.
         allow_untrained_overlap: takes an overlap that the weights never had as a start.
+        guidance_interval: lowest and highest noise level at which guidance acts; elsewhere it costs nothing.
     """
 
     kind: RolloutKind = "sliding_window"
@@ -126,6 +127,7 @@ class SlidingWindowRollout:
         noise: Literal["keyed", "cosmos"] = "keyed",
         context_noise: float = 0.0,
         allow_untrained_overlap: bool = False,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
     ) -> None:
         if hand_off not in _HAND_OFFS:
             raise unknown_choice("way to hand frames over", hand_off, _HAND_OFFS, "rollout.hand_off")
@@ -137,7 +139,7 @@ class SlidingWindowRollout:
                 "`rollout.chunk_overlap`."
             )
         self.num_steps = num_steps
-        self.guidance = Guidance(guidance, tuple(unconditional))
+        self.guidance = Guidance(guidance, tuple(unconditional), tuple(guidance_interval))
         self.chunk_overlap, self.hand_off, self.noise = chunk_overlap, hand_off, noise
         self.context_noise = checked_context_noise(context_noise)
         self.allow_untrained_overlap = allow_untrained_overlap
@@ -263,7 +265,7 @@ class SlidingWindowRollout:
         run = solver.begin(self.num_steps)
         for told in run.schedule.told:
             sigma = torch.where(is_given, level, torch.tensor(told, dtype=torch.float64))
-            velocity, _ = evaluate(network, [x], [sigma], conditions, layout, None, self.guidance)
+            velocity, _ = evaluate(network, [x], [sigma], conditions, layout, None, self.guidance, told)
             x = torch.where(pinned, seen, run.step(x, velocity))
         return torch.where(pinned, clean, x)
 

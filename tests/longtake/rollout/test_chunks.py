@@ -89,6 +89,24 @@ def test_guidance_is_u_plus_g_times_c_minus_u() -> None:
     assert (two - one).abs().max() > 1e-3
 
 
+def test_outside_of_its_interval_guidance_costs_nothing() -> None:
+    """The evaluation that commits a chunk needs all branches all the same: memory has to know of both."""
+    network = StandIn()
+    rollout = MemoryRollout(num_steps=4, guidance=3.0, guidance_interval=[0.5, 0.9])
+    list(stream(network, 2, rollout=rollout))
+    acts = [0.5 <= told <= 0.9 for told in UniPC().begin(4).schedule.told]
+    assert 0 < sum(acts) < 3
+    assert not acts[0]
+    later = [4 if act else 2 for act in acts[1:]]
+    assert [batch for _, batch in network.calls] == [2, *later, 4, *later]
+
+
+@pytest.mark.parametrize("interval", [[0.5], [0.9, 0.5], [-0.1, 0.5], [0.5, 1.1]])
+def test_an_interval_that_is_none_is_refused(interval: list[float]) -> None:
+    with pytest.raises(ConfigError, match=r"guidance_interval is \[.*two rising noise levels"):
+        MemoryRollout(guidance_interval=interval)
+
+
 def test_a_negative_text_replaces_the_missing_one() -> None:
     made = plan(1)
     rollout = MemoryRollout(num_steps=2, guidance=3.0)

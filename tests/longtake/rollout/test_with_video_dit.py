@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -119,6 +120,19 @@ def test_a_diffusion_forcing_pass_with_clean_chunks_is_the_rollout() -> None:
     assert difference(recorded.velocities[-2], velocity[:, -1]) < 1e-9
 
 
+@torch.no_grad()
+def test_where_guidance_does_not_act_the_first_branch_alone_is_the_same() -> None:
+    """Beginning with two given chunks, so that chunks are also committed by a pass of their own."""
+    net = network("lact_sink")
+    latents, conditions = clip()
+    plain = _latents(_rollout(net, latents, conditions, 5, 21, guidance=1.0))
+    never = _latents(_rollout(net, latents, conditions, 5, 21, guidance_interval=[0.0, 1e-6]))
+    assert difference(never, plain) < 1e-12
+    always = _latents(_rollout(net, latents, conditions, 5, 21))
+    early = _latents(_rollout(net, latents, conditions, 5, 21, guidance_interval=[0.7, 1.0]))
+    assert min(difference(early, always), difference(early, plain)) > 1e-4
+
+
 @pytest.mark.parametrize("context_px", [0, 5, 9])
 def test_interrupted_longer_or_in_another_batch_it_is_the_same(context_px: int) -> None:
     net = network("lact_sink")
@@ -188,11 +202,13 @@ def _rollout(
     state: RolloutState | None = None,
     key: NoiseKey = KEY,
     num_steps: int = 3,
+    guidance: float = 3.0,
+    **settings: Any,
 ) -> ChunkStream:
     trained = objective("teacher_forcing").trained_for(num_frames_px=57, ratio=4)
     frames = 1 + 4 * (3 * num_chunks - 1)
     plan = plan_rollout("memory", num_frames_px=frames, context_px=context_px, trained=trained)
-    rollout = MemoryRollout(num_steps=num_steps, guidance=3.0)
+    rollout = MemoryRollout(num_steps=num_steps, guidance=guidance, **settings)
     return rollout(net, latents[:, :, : plan.start_lat], conditions, plan, UniPC(), key, state=state)
 
 
