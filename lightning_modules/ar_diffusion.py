@@ -244,8 +244,8 @@ class ARDiffusion(GenerativeModule):
         return DiffusionSpec(video=video, solver=dict(self._solver_node), **self.spec_fields())
 
     def load_released(self, given: dict[str, Tensor], path: Path) -> bool:
-        """Takes released weights of Wan or LaCT."""
-        if "patch_embedding.weight" not in given:
+        """Takes released weights of Wan or LaCT, which keep q, k and v apart."""
+        if "patch_embedding.weight" not in given or "blocks.0.self_attn.qkv.weight" in given:
             return False
         from longtake.pretrained.wan import load_pretrained
 

@@ -21,7 +21,7 @@ from longtake.errors import ConfigError, DataError
 from longtake.loading import load
 from longtake.types import Clip
 from tests.random_clips import RandomClips
-from tests.tiny_ar import VIDEO, Losses, fit_tiny, make_data, make_module
+from tests.tiny_ar import VIDEO, Losses, fit_tiny, make_data, make_module, nodes
 
 CURRICULUM = [
     {"key": "objective.num_chunks", "points": [[0, 1], [3, 2]]},
@@ -263,6 +263,23 @@ def test_a_new_run_can_start_from_exported_weights_and_checkpoints(tmp_path: Pat
     assert all(torch.equal(value, wanted[key]) for key, value in module.network.state_dict().items())
     fit_tiny(module, tmp_path / "next", 1, EMA(decay=0.5))
     assert module.ema_updates == 1
+
+
+def test_own_weights_of_a_simpler_network_leave_what_is_new_as_it_begins(tmp_path: Path) -> None:
+    """A window first, LaCT on top of it later: the file has our names, and nothing for the fast weights."""
+    from safetensors.torch import save_file
+
+    window = {"_target_": "longtake.networks.attention.WindowAttention", "_partial_": True, "window": 1}
+    simple, module = make_module(network={**nodes()["network"], "mixer": window}), make_module(seed=5)
+    for each in (simple, module):
+        each.configure_model()
+    given = simple.network.state_dict()
+    fresh = {name: value.clone() for name, value in module.network.state_dict().items()}
+    save_file(given, tmp_path / "w.safetensors")
+    module.initialise_from(tmp_path / "w.safetensors")
+    for name, value in module.network.state_dict().items():
+        assert torch.equal(value, given.get(name, fresh[name]))
+    assert "blocks.0.self_attn.mixer.w0" not in given
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
