@@ -6,12 +6,14 @@ default. So a key on the command line changes one value of what is stored, and a
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from launcher.compose import CONF
@@ -46,7 +48,7 @@ def use_stored(overrides: Sequence[str]) -> None:
     groups = {"video": spec.video, **{name: node for name, node in spec.nodes.items() if name in ("rollout", "solver")}}
     for group, node in groups.items():
         _check_plain(node, path)
-        stored = {"defaults": ["sliding_window"]} if slides and group == "rollout" else dict(node)
+        stored = {"defaults": ["sliding_window"]} if slides and group == "rollout" else _with_defaults(node)
         store.store(group=group, name=_NAME, node=stored)
     for name, node in _encoders(path, spec).items():
         _check_plain(node, path)
@@ -104,6 +106,20 @@ def _encoders(path: Path, spec: Any) -> dict[str, dict[str, Any]]:
             if isinstance(local, dict) and local.get("_target_") == node.get("_target_"):
                 node |= {key: value for key, value in local.items() if isinstance(value, str) and "/" in value}
     return found
+
+
+def _with_defaults(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a node with the settings that came after the weights, at the values that hold without them."""
+    if "_target_" not in node:
+        return dict(node)
+    parameters = inspect.signature(get_class(node["_target_"])).parameters.values()
+    lacking = {entry.name: entry.default for entry in parameters if entry.default is not entry.empty}
+    plain = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in lacking.items()
+        if value is None or isinstance(value, bool | int | float | str | tuple)
+    }
+    return {**plain, **node}
 
 
 def _check_plain(node: Any, path: Path) -> None:

@@ -21,6 +21,7 @@ from launcher.entry import run
 from launcher.stored import use_stored
 from longtake.media.read import probe_video, read_video
 from longtake.media.write import save_image
+from longtake.pretrained.weights_file import read_header, read_tensors, write_weights
 from tests.configs import EXTRA_CONF, TINY
 from tests.datamodules.synthetic import Squares
 
@@ -151,6 +152,20 @@ def test_stored_settings_change_one_by_one_and_groups_replace_them(call: Call, t
     config = json.loads((tmp_path / "two" / "spec.json").read_text())["config"]
     assert config["rollout"]["unconditional"] == ["text"]
     assert config["solver"]["_target_"].endswith("UniPC")
+
+
+def test_a_setting_that_came_after_the_weights_can_be_given(call: Call, trained: Path, tmp_path: Path) -> None:
+    header = read_header(trained / "weights.safetensors")
+    for name in ("guidance_interval", "context_noise"):
+        del header["rollout"][name]
+    older = tmp_path / "older.safetensors"
+    write_weights(older, read_tensors(trained / "weights.safetensors"), header)
+    words = ["data=video", f"data.root={trained.parent / 'set'}", "num_frames=21", "num_clips=1"]
+    more = ["data.video_reader=pyav", "rollout.guidance=2", "rollout.unconditional=[actions]"]
+    assert call(*words, *more, "rollout.guidance_interval=[0.5,1.0]", ckpt=older) == 0
+    rollout = json.loads((tmp_path / "out" / "spec.json").read_text())["config"]["rollout"]
+    assert rollout["guidance_interval"] == [0.5, 1.0]
+    assert rollout["context_noise"] == 0  # not in the file either: what it is without it
 
 
 def test_the_same_seed_makes_the_same_video(call: Call, tmp_path: Path) -> None:
