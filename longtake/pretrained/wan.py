@@ -51,10 +51,18 @@ def infer_sizes(state: Mapping[str, object], head_dim: int = WAN_HEAD_DIM) -> di
     Returns:
         dim, ffn_dim, num_heads, num_layers, in_channels, out_channels, patch_size, freq_dim, text_dim; and for LaCT
         "mixer" = {fw_heads, inter_multi, momentum}, else None.
+
+    Raises:
+        ConfigError: these are no such weights, or their width is no multiple of `head_dim`.
     """
     tensors = to_longtake(state)
     patch = tensors["patch_embedding.weight"].shape
     dim, patch_size = patch[0], tuple(patch[2:])
+    if dim % head_dim:
+        raise ConfigError(
+            f"the weights have a width of {dim}, which heads of {head_dim} channels do not divide; expected the width "
+            "of a head that they were trained with. Change `head_dim`."
+        )
     mixer = None
     if "blocks.0.self_attn.mixer.w0" in tensors:
         heads, hidden, width = tensors["blocks.0.self_attn.mixer.w0"].shape

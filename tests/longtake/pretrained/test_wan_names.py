@@ -128,6 +128,11 @@ def test_sizes_from_shapes() -> None:
     }
 
 
+def test_sizes_of_another_head_are_refused() -> None:
+    with pytest.raises(ConfigError, match="width of 80, which heads of 128 channels do not divide"):
+        infer_sizes(from_longtake(network().state_dict(), "original"))
+
+
 def test_wan_into_lact_reports_the_ten_new_tensors_a_layer() -> None:
     wan, lact = network(), network(LaCT, actions=partial(ActionEmbedding, action_dim=2, zero_init=True))
     fresh = {name: value.clone() for name, value in lact.state_dict().items()}
