@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from longtake.errors import ConfigError, DataError
+from longtake.loading import unread
 from longtake.types import Clip
 
 logger = logging.getLogger("longtake")
@@ -165,8 +166,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     except Exception as error:  # zip, pickle, OS, key and format errors alike: the file is not what it should be
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"no weights can be read from {path} ({reason}); expected a .safetensors file or a .ckpt of a run. "
+            f"no weights can be read from {path} ({unread(error)}); expected a .safetensors file or a .ckpt of a run. "
             "Change `init_from`."
         ) from error

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from longtake.errors import ConfigError
 from longtake.generate import VideoModel
@@ -40,15 +41,17 @@ def load(
         ConfigError: there is no such file, it cannot be read, or it names something that it may not.
     """
     file = find_weights(path)
-    spec, tensors = _read(file)
+    spec, tensors = _read(file, trust)
     if encoder is not None:
         given = {name: node for name, node in encoder.items() if node}
         spec = dataclasses.replace(spec, encoder={**spec.encoder, **given})
     _check(spec, trust)
     network = build(spec.network, trust)
+    if not isinstance(network, nn.Module):
+        raise _no_part(file, "network", network)
     _fill(network, tensors, file)
     encoders = {name: build(node, trust) for name, node in spec.encoder.items() if node}
-    model = _model(spec, network, encoders, trust)
+    model = _model(spec, network, encoders, trust, file)
     found = None if model.video_encoder is None else model.video_encoder.fingerprint
     if None not in (found, spec.encoder_fingerprint) and found != spec.encoder_fingerprint:
         raise ConfigError(
@@ -58,13 +61,27 @@ def load(
     return model.to(device)
 
 
-def _model(spec: ModelSpec, network: Any, encoders: dict[str, Any], trust: Sequence[str]) -> VideoModel:
+def _model(spec: ModelSpec, network: Any, encoders: dict[str, Any], trust: Sequence[str], file: Path) -> VideoModel:
     rollout = build(spec.rollout, trust)
+    if not hasattr(rollout, "kind"):
+        raise _no_part(file, "rollout", rollout)
     if isinstance(spec, DiffusionSpec):
-        return DiffusionModel(spec, network, encoders, rollout, build(spec.solver, trust))
+        solver = build(spec.solver, trust)
+        if not hasattr(solver, "begin"):
+            raise _no_part(file, "solver", solver)
+        if not hasattr(encoders.get("video"), "decode_stream"):
+            raise _no_part(file, "encoder.video", encoders.get("video"))
+        return DiffusionModel(spec, network, encoders, rollout, solver)
     assert isinstance(spec, TokenSpec), f"{type(spec)} is no known kind of model"
     _check_vocabulary(spec, encoders)
     return TokenModel(spec, network, encoders, rollout)
+
+
+def _no_part(file: Path, name: str, found: Any) -> ConfigError:
+    return ConfigError(
+        f"{file} describes as its {name} {'nothing' if found is None else f'a {type(found).__name__}'}, with which "
+        "nothing can be rolled out; expected a file that training exported. Change `ckpt`."
+    )
 
 
 def _check_vocabulary(spec: TokenSpec, encoders: dict[str, Any]) -> None:
@@ -78,10 +95,7 @@ def _check_vocabulary(spec: TokenSpec, encoders: dict[str, Any]) -> None:
 
 def load_spec(path: str | Path, trust: Sequence[str] = ()) -> ModelSpec:
     """Returns what weights say of themselves, checked, without loading them. Raises ConfigError as `load` does."""
-    file = find_weights(path)
-    spec = _spec(file)
-    _check(spec, trust)
-    return spec
+    return _spec(find_weights(path), trust)
 
 
 def find_weights(path: str | Path) -> Path:
@@ -90,6 +104,8 @@ def find_weights(path: str | Path) -> Path:
     Raises:
         ConfigError: there is none.
     """
+    if not isinstance(path, str | Path):
+        raise ConfigError(f"ckpt is {path!r}; expected the path of a run folder or a weights file. Change `ckpt`.")
     path = Path(path)
     if path.is_dir():
         names = (WEIGHTS, f"{CHECKPOINTS}/best.ckpt", f"{CHECKPOINTS}/last.ckpt")
@@ -110,23 +126,29 @@ def find_weights(path: str | Path) -> Path:
     return path
 
 
-def _read(file: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
+def _read(file: Path, trust: Sequence[str]) -> tuple[ModelSpec, dict[str, Tensor]]:
     if file.suffix == ".safetensors":
-        return _spec(file), read_tensors(file)
+        return _spec(file, trust), read_tensors(file)
     content = _read_checkpoint(file)
-    return _spec_of_checkpoint(content, file), network_tensors(content["state_dict"])
+    return _spec_of_checkpoint(content, file, trust), network_tensors(content["state_dict"])
 
 
-def _spec(file: Path) -> ModelSpec:
+def _spec(file: Path, trust: Sequence[str]) -> ModelSpec:
     if file.suffix == ".safetensors":
-        return read_spec(read_header(file), str(file))
-    return _spec_of_checkpoint(_read_checkpoint(file), file)
+        return _checked_spec(read_header(file), file, trust)
+    return _spec_of_checkpoint(_read_checkpoint(file), file, trust)
 
 
-def _spec_of_checkpoint(content: dict[str, Any], file: Path) -> ModelSpec:
+def _spec_of_checkpoint(content: dict[str, Any], file: Path, trust: Sequence[str]) -> ModelSpec:
     if not isinstance(content.get("spec"), dict):
         raise ConfigError(f"{file} is no checkpoint of a generative model (it has no spec). Change `ckpt`.")
-    return read_spec(content["spec"], str(file))
+    return _checked_spec(content["spec"], file, trust)
+
+
+def _checked_spec(header: dict[str, Any], file: Path, trust: Sequence[str]) -> ModelSpec:
+    """Returns what a header says. A class that may not be built is refused wherever it stands, also where none is."""
+    check_targets(header, trust)
+    return read_spec(header, str(file))
 
 
 def _read_checkpoint(file: Path) -> dict[str, Any]:
@@ -137,11 +159,20 @@ def _read_checkpoint(file: Path) -> dict[str, Any]:
             raise TypeError("it holds no state_dict")
         return content
     except Exception as error:  # torch raises whatever the damage leads to: zip, pickle, runtime, OS and key errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"{file} cannot be read as a checkpoint ({reason}); expected a .ckpt of a run, whole and with nothing in "
-            "it but tensors and plain values. Change `ckpt`."
+            f"{file} cannot be read as a checkpoint ({unread(error)}); expected a .ckpt of a run, whole and with "
+            "nothing in it but tensors and plain values. Change `ckpt`."
         ) from error
+
+
+def unread(error: Exception) -> str:
+    """Returns why a checkpoint was not read; torch's own advice would be to run what it holds."""
+    text = str(error).strip()
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is none, or it holds an object that would have to be executed"
+    if "_use_new_zipfile_serialization" in text:
+        return "it is a bare pickle, or cut off"
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def network_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:

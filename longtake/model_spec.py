@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from fractions import Fraction
+from typing import Any, ClassVar, get_args
 
 from longtake.errors import ConfigError
-from longtake.rollout.plan import TrainedFor
+from longtake.rollout.plan import RolloutKind, TrainedFor
 
 PRECISIONS = ("float32", "bfloat16", "float16", "float64")
 
@@ -128,18 +129,54 @@ def read_spec(given: Mapping[str, Any], where: str) -> ModelSpec:
         values = {name: value for name, value in given.items() if name in names}
         values["trained_for"] = TrainedFor.from_dict(given["trained_for"])
         spec = kind(**values)
-        mappings = (spec.video, spec.data, *spec.nodes.values())
-        if not all(isinstance(node, dict) for node in mappings) or spec.precision not in PRECISIONS:
-            raise TypeError("a node is no mapping, or the precision is unknown")
-        missing = [key for key in kind.video_keys if key not in spec.video]
-        if missing:
-            raise KeyError(f"video.{missing[0]}")
-    except (KeyError, TypeError, ValueError) as error:
+        _check_values(spec)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ConfigError(
             f"{where} does not say what is needed to rebuild its model ({type(error).__name__}: {error}); expected "
             "a file that training exported. Change `ckpt`."
         ) from error
     return spec
+
+
+def _check_values(spec: ModelSpec) -> None:
+    """Raises KeyError, TypeError or ValueError where a value is not of the type that a model needs."""
+    parts: dict[str, Any] = {"video": spec.video, "data": spec.data, **spec.nodes}
+    wrong = [name for name, part in parts.items() if not isinstance(part, dict)]
+    if wrong:
+        raise TypeError(f"{', '.join(wrong)} should be a mapping")
+    missing = [key for key in spec.video_keys if key not in spec.video]
+    if missing:
+        raise KeyError(f"video.{missing[0]}")
+    trained = spec.trained_for
+    names, typical = spec.data.get("action_names") or [], spec.data.get("action_typical") or []
+    fits = {f"{name}._target_": "_target_" in node for name, node in spec.nodes.items() if name != "encoder"}
+    fits |= {f"encoder.{name}": isinstance(node, dict | None) for name, node in spec.encoder.items()}
+    fits |= {f"video.{key}": _is_whole(spec.video[key], 1) for key in spec.video_keys if key != "fps"}
+    fits |= {
+        "video.fps": Fraction(str(spec.video["fps"])) > 0,
+        "num_context_frames": _is_whole(spec.num_context_frames, 0),
+        "trained_for.rollouts": bool(trained.rollouts) and set(trained.rollouts) <= set(get_args(RolloutKind)),
+        "trained_for.chunk_lat": _is_whole(trained.chunk_lat, 1),
+        "trained_for.ratio": _is_whole(trained.ratio, 1),
+        "trained_for.starts_lat": all(_is_whole(lat, 0) for lat in trained.starts_lat),
+        "data.action_names": _is_list(names, str),
+        "data.action_typical": _is_list(typical, int | float) and len(typical) in (0, len(names)),
+        "precision": spec.precision in PRECISIONS,
+    }
+    if isinstance(spec, TokenSpec):
+        fits["vocab_size"] = _is_whole(spec.vocab_size, 1)
+        fits["grid_lat"] = len(spec.grid_lat) == 3 and all(_is_whole(size, 1) for size in spec.grid_lat)
+    wrong = [name for name, it_does in fits.items() if not it_does]
+    if wrong:
+        raise ValueError(f"what it says of {', '.join(wrong)}")
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_list(value: Any, kind: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, kind) for item in value)
 
 
 def without_folders(node: Any) -> Any:

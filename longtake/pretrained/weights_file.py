@@ -138,7 +138,7 @@ def _built(node: Any, trust: Sequence[str], key: str) -> Any:
         if node.get("_recursive_", True):
             arguments = {name: _built(value, trust, key) for name, value in arguments.items()}
         _check_arguments(found, arguments, bool(node.get("_partial_", False)), key)
-        return functools.partial(found, **arguments) if node.get("_partial_", False) else found(**arguments)
+        return functools.partial(found, **arguments) if node.get("_partial_", False) else _made(found, arguments, key)
     if isinstance(node, list | tuple):
         return [_built(value, trust, key) for value in node]
     return node
@@ -179,11 +179,25 @@ def _inside(name: str, packages: Iterable[str]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def _check_arguments(found: type, arguments: Mapping[str, Any], partial: bool, key: str) -> None:
-    signature = inspect.signature(found)
+def _made(found: type, arguments: Mapping[str, Any], key: str) -> Any:
+    """Returns an object of a class. Raises ConfigError also for what its constructor stumbles over: values from a file
+    are of any type."""
     try:
+        return found(**arguments)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise ConfigError(
+            f"the weights file describes a {found.__name__} that cannot be built ({type(error).__name__}: {error}); "
+            f"expected values of the types that it takes. Get the file again, or change `{key}`."
+        ) from error
+
+
+def _check_arguments(found: type, arguments: Mapping[str, Any], partial: bool, key: str) -> None:
+    try:
+        signature = inspect.signature(found)
         signature.bind_partial(**arguments) if partial else signature.bind(**arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # ValueError: a class whose constructor has no signature
         raise ConfigError(
             f"the weights file gives {found.__name__} other arguments than it takes ({error}); expected a file of this "
             f"version of the code. Change `{key}`."
