@@ -165,17 +165,24 @@ class ARDiffusion(GenerativeModule):
         return dataclasses.replace(batch, control=control)
 
     def work(self, batch: Clip) -> Work:
-        """Returns the work of a training step on one rank: forward, and twice as much backward, without encoders."""
+        """Returns the work of a training step on one rank, without encoders.
+
+        The training pass counts three times, forward and backward; passes without gradient, such as those that draw
+        own contexts, count once. Tokens are those of the training pass.
+        """
         objective, geometry = self.objective, self.video_encoder.geometry
         size = geometry.grid(self.video["height"], self.video["width"])
         clips = batch.latents if batch.latents is not None else batch.video
         assert clips is not None, "a batch holds latents or pixels"
         assert self.network is not None, "configure_model comes first"
         shape = (clips.shape[1], objective.chunk_frames(self._frames_lat), geometry.channels, *size)
-        layout = objective.layout(objective.chunks_used(self._frames_lat), self.network.grid(shape))
+        chunks, grid = objective.chunks_used(self._frames_lat), self.network.grid(shape)
+        layout = objective.layout(chunks, grid)
+        passes = [layout] * 3 + objective.passes_without_gradient(chunks, grid)
         texts = batch.text_ids if batch.text_ids is not None else batch.text_emb
-        flops = self.network.num_flops(layout, len(batch), 0 if texts is None else texts.shape[2])
-        return Work(len(batch) * len(layout.slots) * layout.grid.tokens, 3.0 * flops)
+        num_texts = 0 if texts is None else texts.shape[2]
+        flops = sum(self.network.num_flops(each, len(batch), num_texts) for each in passes)
+        return Work(len(batch) * len(layout.slots) * layout.grid.tokens, float(flops))
 
     # Rollouts
 

@@ -10,11 +10,12 @@ to which the true next chunk is no answer. A parallel form of resampling histori
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from longtake.networks.layout import ChunkLayout
+from longtake.networks.layout import ChunkLayout, Grid
 from longtake.objectives.flow_matching import noised
 from longtake.objectives.slot_objective import TrainingPass
 from longtake.rollout.conditions import of_chunks
@@ -61,6 +62,11 @@ def redrawn(
     return x
 
 
+def own_layout(count: int, grid: Grid, context_sees: Literal["self", "past"]) -> ChunkLayout:
+    """Returns the layout of the passes in which the first `count` chunks are drawn again."""
+    return ChunkLayout.teacher_forcing(count, 1, grid, context_sees=context_sees)
+
+
 def with_own_contexts(
     network: Network,
     training_pass: TrainingPass,
@@ -90,7 +96,7 @@ def with_own_contexts(
     chosen = uniform_of_sample(key, "own") < share
     levels = noise * uniform(key, "own_sigma", Draws(list(range(count)), [0] * count))[:, :, 0, 0]
     # every clip takes part, so that every rank runs the network equally often, as sharded networks need
-    plain = ChunkLayout.teacher_forcing(count, 1, layout.grid, context_sees=layout.context_sees)
+    plain = own_layout(count, layout.grid, layout.context_sees)
     own = redrawn(network, chunks[:, :count], conditions, key, levels, steps, plain)
     contexts = torch.tensor(layout.contexts, device=chunks.device)
     which = torch.tensor([layout.slots[index].chunk for index in layout.contexts], device=chunks.device)

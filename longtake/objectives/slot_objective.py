@@ -109,6 +109,10 @@ class SlotObjective(ABC):
     def layout(self, num_chunks: int, grid: Grid) -> ChunkLayout:
         """Returns the slots of a training pass; its targets are in chunk order, equally many a chunk."""
 
+    def passes_without_gradient(self, num_chunks: int, grid: Grid) -> list[ChunkLayout]:
+        """Returns the layouts of what a training step evaluates besides its training pass, for counting work."""
+        return []
+
     def frames_lat(self, num_frames_px: int, ratio: int) -> int:
         """Returns the latent frames of clips of `num_frames_px`. Raises ConfigError where there are no such clips."""
         return latent_frames(num_frames_px, ratio, "video.num_frames")

@@ -18,7 +18,7 @@ from longtake.errors import ConfigError, unknown_choice
 from longtake.networks.layout import ChunkLayout, Grid
 from longtake.objectives.chunked import ChunkedObjective
 from longtake.objectives.flow_matching import NoiseLevels
-from longtake.objectives.own_contexts import with_own_contexts
+from longtake.objectives.own_contexts import own_layout, with_own_contexts
 from longtake.rollout.denoise import Network
 from longtake.rollout.noise import NoiseKey
 from longtake.types import Conditions, LossOutput
@@ -118,3 +118,8 @@ class TeacherForcing(ChunkedObjective):
 
     def layout(self, num_chunks: int, grid: Grid) -> ChunkLayout:
         return ChunkLayout.teacher_forcing(num_chunks, self.noise_repeats, grid, context_sees=self.context_sees)
+
+    def passes_without_gradient(self, num_chunks: int, grid: Grid) -> list[ChunkLayout]:
+        if self.own_contexts == 0 or num_chunks < 2:
+            return []
+        return [own_layout(num_chunks - 1, grid, self.context_sees)] * self.own_steps

@@ -55,6 +55,13 @@ def test_cached_latents_give_the_loss_of_their_pixels(monkeypatch: pytest.Monkey
     assert module.work(batch).tokens == 3 * 3 * 3 * 2 * 2  # clips x (t0, c0, t1) x latent frames x blocks
 
 
+def test_contexts_that_are_drawn_again_are_work_too() -> None:
+    """Two evaluations of chunk 0 alone, t0, beside the training pass over t0, c0, t1, which counts three times."""
+    plain, own = (ready(objective={"own_contexts": share, "own_steps": 2}).work(clips()) for share in (0.0, 0.5))
+    assert own.tokens == plain.tokens
+    assert plain.flops * (1 + 2 / 9 * 0.7) < own.flops < plain.flops * (1 + 2 / 9)  # t0 alone attends to less
+
+
 def test_the_loss_does_not_look_at_frames_that_are_not_real(monkeypatch: pytest.MonkeyPatch) -> None:
     module, batch = ready(objective={"num_chunks": 1}), clips()
     monkeypatch.setattr(ARDiffusion, "log", lambda *args, **kwargs: None)
