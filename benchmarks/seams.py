@@ -106,6 +106,7 @@ def rollouts(model: DiffusionModel, options: argparse.Namespace) -> dict[str, An
         "num_steps": own.num_steps,
         "guidance": own.guidance.scale,
         "unconditional": own.guidance.without,
+        "guidance_interval": own.guidance.interval,
     }
     levels = (0.0, options.context_noise)
     found: dict[str, Any] = {
