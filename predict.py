@@ -32,12 +32,18 @@ def main(cfg: DictConfig) -> int:
 
     check_predict(cfg)
     model = prepared(cfg)
-    folder = output_folder(cfg)
-    if cfg.only_eval and isinstance(model, TokenModel):
-        from launcher.token_figures import score_tokens
+    if cfg.submission is not None and not isinstance(model, TokenModel):
+        raise ConfigError(f"submission is given, and weights of kind {model.spec.kind} score no tokens. Leave it out.")
+    with output_folder(cfg) as folder:
+        if cfg.only_eval and isinstance(model, TokenModel):
+            from launcher.token_figures import score_tokens
 
-        score_tokens(cfg, model, folder)
-        return 0
+            score_tokens(cfg, model, folder)
+            return 0
+        return _make_all(cfg, model, folder)
+
+
+def _make_all(cfg: DictConfig, model: VideoModel, folder: Path) -> int:
     reports: list[SampleReport] = []
     failures = 0
     for name, make in _wanted(cfg, model, folder):

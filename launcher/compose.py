@@ -14,6 +14,8 @@ from typing import Any
 
 import hydra
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -41,6 +43,8 @@ def compose(config_name: str, overrides: Sequence[str], config_dir: str | Path =
     """
     try:
         cfg = _compose(config_name, overrides, config_dir)
+    except ConfigError:
+        raise
     except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         raise explain(error, config_name, overrides, config_dir) from error
     choices, given = cfg.hydra.runtime.choices, cfg.hydra.overrides.task
@@ -161,7 +165,23 @@ def nearest(key: str, known: Iterable[str], limit: int = 4) -> list[str]:
 
 def _compose(config_name: str, overrides: Sequence[str], config_dir: str | Path) -> DictConfig:
     with initialize_config_dir(version_base="1.3", config_dir=str(Path(config_dir).resolve())):
-        return hydra.compose(config_name, overrides=list(overrides), return_hydra_config=True)
+        cfg = hydra.compose(config_name, overrides=list(overrides), return_hydra_config=True)
+        check_choices(cfg.hydra.runtime.choices, config_name, overrides)
+        return cfg
+
+
+def check_choices(choices: Mapping[str, Any], config_name: str, overrides: Sequence[str]) -> None:
+    """Checks the groups that were chosen, while Hydra is initialised: of an `optional` one it drops a wrong name.
+
+    Raises:
+        ConfigError: a group has no such yaml.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    for group in {_key_of(str(override)) for override in overrides} & set(choices):
+        choice = choices[group]
+        there = loader.get_group_options(group, ObjectType.CONFIG, config_name, list(overrides))
+        if isinstance(choice, str) and choice not in there:
+            raise unknown_choice(group, choice, there, group)
 
 
 def _unknown_key(error: Exception) -> str | None:

@@ -26,7 +26,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from launcher.compose import CONF, compose, finish
+from launcher.compose import CONF, check_choices, compose, finish
 from launcher.logs import configure_logging
 from launcher.report import INTERRUPTED, JobFailed, explained, report
 
@@ -102,6 +102,7 @@ def _run_job(task: Task, cfg: DictConfig, stamp: str) -> int:
         if HydraConfig.initialized():  # not so with --experimental-rerun
             now = HydraConfig.get()
             logger.info("job %s: %s", now.job.num, " ".join(now.overrides.task))
+            check_choices(now.runtime.choices, now.job.config_name, now.overrides.task)
             finish(cfg, now.runtime.choices, now.overrides.task)
             if "run" in cfg:
                 cfg.run.id = f"{cfg.run.id or f'{cfg.run.experiment}-{stamp}'}-{now.job.num}"

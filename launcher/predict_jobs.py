@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import platform
 import secrets
@@ -20,10 +22,13 @@ from longtake.errors import ConfigError
 from longtake.generate import VideoModel
 from longtake.live_actions import ActionSource
 from longtake.loading import find_weights, load
+from longtake.media.images import IMAGE_SUFFIXES
 from longtake.pretrained.weights_file import build
 from longtake.provenance import commit
 
 _MAX_PROMPTS_BYTES = 1 << 24
+_MAX_COUNT = (1 << 31) - 1
+_FILES = ("metrics.json", "spec.json", "sample_*/[!.]*")
 INTERACTIVE = "interactive"
 """The value of `actions` that reads keys while the video is made."""
 
@@ -41,6 +46,7 @@ def check_predict(cfg: DictConfig) -> None:
 
 def _problems(cfg: DictConfig) -> Iterator[str]:
     least = {"num_frames": 1, "num_context_frames": 0, "num_clips": 1, "num_samples": 1, "seed": 0}
+    yield from _type_problems(cfg)
     least |= {"eval_clips": 1, "baseline_clips": 1, "eval_batch_size": 1}
     for key, minimum in least.items():
         value = cfg[key]
@@ -48,12 +54,14 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             yield f"{key} is {value!r}; expected a whole number of {minimum} or more. Change `{key}`."
+        elif key != "seed" and value > _MAX_COUNT:
+            yield f"{key} is {value}; expected at most {_MAX_COUNT}. Change `{key}`."
     for key in ("only_eval", "keep_going", "overlay_actions"):
         if not isinstance(cfg[key], bool):
             yield f"{key} is {cfg[key]!r}; expected true or false. Change `{key}`."
     if cfg.prompt is not None and cfg.prompts_file is not None:
         yield "prompt and prompts_file are both given; expected one of them. Leave one out."
-    if cfg.input is not None and not isinstance(cfg.input, str):
+    if cfg.input is not None and (not isinstance(cfg.input, str) or not cfg.input):
         yield f"input is {cfg.input!r}; expected a path, held_out or nothing. Change `input`."
     yield from _input_problems(cfg)
     yield from _spec_problems(cfg)
@@ -68,6 +76,19 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
             raise ValueError
     except (ValueError, ZeroDivisionError):
         yield f"fps is {cfg.fps!r}; expected a number above 0 or a fraction such as 35/3. Change `fps`."
+
+
+def _type_problems(cfg: DictConfig) -> Iterator[str]:
+    """Yields which keys that are texts hold something else."""
+    for key in ("prompt", "negative_prompt", "prompts_file", "actions", "output_dir", "split", "input_tokens_dir"):
+        value = cfg[key]
+        if value is not None and not isinstance(value, str):
+            value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            yield f"{key} is {value!r}; expected text (a number in quotes: {key}='\"5\"'). Change `{key}`."
+    if not isinstance(cfg.ckpt, str) or not cfg.ckpt:
+        yield f"ckpt is {cfg.ckpt!r}; expected a run folder, a .safetensors file or a .ckpt. Change `ckpt`."
+    if not OmegaConf.is_list(cfg.trust) or not all(isinstance(name, str) for name in cfg.trust):
+        yield f"trust is {cfg.trust!r}; expected a list of packages, such as trust=[my_pkg]. Change `trust`."
 
 
 _OF_SPECS = ("enable_autoregressive", "num_chunks", "spec_set")
@@ -120,6 +141,11 @@ def _input_problems(cfg: DictConfig) -> Iterator[str]:
         yield "input_type is tokens, and there is no folder of them. Give `input_tokens_dir`."
     elif cfg.input_type in ("video", "image") and cfg.input in (None, "held_out", "nothing"):
         yield f"input_type is {cfg.input_type}, and input is {cfg.input!r}; expected a path. Give `input`."
+    elif cfg.input_type == "image" and Path(str(cfg.input)).suffix.lower() not in IMAGE_SUFFIXES:
+        yield (
+            f"input_type is image, and input is {cfg.input!r}; expected a file that ends in "
+            f"{', '.join(IMAGE_SUFFIXES)}. Change `input_type` or `input`."
+        )
     if cfg.input_type != "tokens" and cfg.input_tokens_dir is not None:
         yield "input_tokens_dir is given, but input_type is not tokens. Set input_type=tokens."
     if cfg.submission is not None and not cfg.only_eval:
@@ -184,6 +210,11 @@ def _held_out(cfg: DictConfig, model: VideoModel, prompt: str | None, prefix: st
     length = cfg.num_frames or int(model.spec.video["num_frames"])
     count = 1 if cfg.actions == INTERACTIVE else cfg.num_clips  # nobody wants to play the same keys from several starts
     for clip in held_out_clips(pixel_data(instantiate(cfg.data)), length, count, split=cfg.split):
+        if length < given:
+            raise ConfigError(
+                f"num_frames is {length}, and {given} frames are given at the start; expected more than {given}. "
+                "Change `num_frames` or `num_context_frames`."
+            )
         if clip.frames.shape[1] < given:
             raise ConfigError(
                 f"num_context_frames is {given}, but held-out clip {clip.key} has {clip.frames.shape[1]} frames. "
@@ -233,7 +264,7 @@ def _prompts(cfg: DictConfig) -> list[str]:
     try:
         if path.stat().st_size > _MAX_PROMPTS_BYTES:
             raise ValueError(f"it has {path.stat().st_size} bytes")
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"prompts_file {path} cannot be read ({reason}). Change `prompts_file`.") from error
@@ -243,25 +274,47 @@ def _prompts(cfg: DictConfig) -> list[str]:
     return prompts
 
 
-def output_folder(cfg: DictConfig) -> Path:
-    """Returns the folder of this prediction, made. Raises ConfigError where it cannot be, or holds a prediction."""
-    if cfg.output_dir is not None:
-        folder = Path(cfg.output_dir)
-        if (folder / "metrics.json").exists():
-            raise ConfigError(f"{folder} holds a prediction already; expected a new folder. Change `output_dir`.")
-    else:
-        file = find_weights(cfg.ckpt)
-        run = next((place for place in (file.parent, file.parent.parent) if (place / "config.yaml").is_file()), None)
-        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        folder = (run or Path("outputs")) / "predictions" / stamp
+@contextlib.contextmanager
+def output_folder(cfg: DictConfig) -> Iterator[Path]:
+    """Makes the folder of this prediction; where nothing came of it, it is gone again.
+
+    Raises:
+        ConfigError: it cannot be made or written to, or holds a prediction.
+    """
+    folder = _folder(cfg)
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise ConfigError(
             f"the folder {folder} cannot be made ({error.strerror}); expected a place that can be written. Change "
             "`output_dir`."
         ) from error
-    return folder
+    try:
+        yield folder
+    except BaseException:
+        for place in [*folder.glob("sample_*"), *missing]:
+            with contextlib.suppress(OSError):
+                place.rmdir()  # only what is empty
+        raise
+
+
+def _folder(cfg: DictConfig) -> Path:
+    """Returns where a prediction goes. Raises ConfigError where there is one already."""
+    if cfg.output_dir is not None:
+        folder = Path(cfg.output_dir)
+        there = next((path.relative_to(folder) for name in _FILES for path in folder.glob(name)), None)
+        if there is not None:
+            raise ConfigError(
+                f"{folder} holds a prediction already ({there}); expected a new folder. Change `output_dir`."
+            )
+        return folder
+    file = find_weights(cfg.ckpt)
+    run = next((place for place in (file.parent, file.parent.parent) if (place / "config.yaml").is_file()), None)
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return (run or Path("outputs")) / "predictions" / stamp
 
 
 def provenance(cfg: DictConfig, model: VideoModel) -> dict[str, Any]:

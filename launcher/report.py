@@ -82,7 +82,10 @@ def explained(
     composing = isinstance(error, HydraException | OmegaConfBaseException)
     if composing and not isinstance(error, InstantiationException):
         assert isinstance(error, Exception)
-        return explain(error, config_name, overrides, config_dir)
+        try:
+            return explain(error, config_name, overrides, config_dir)
+        except ConfigError as another:  # found while looking for the names of unknown keys
+            return another
     if isinstance(error, ValueError) and str(error).startswith(("Only one of --", "The --resolve flag")):
         return ConfigError(str(error))
     return error

@@ -36,6 +36,8 @@ def use_stored(overrides: Sequence[str]) -> None:
     ckpt, trust = given.get("ckpt"), given.get("trust")
     if not isinstance(ckpt, str):
         return
+    if "trust" in given and not isinstance(trust, list):
+        raise ConfigError(f"trust is {trust!r}; expected a list of packages, such as trust=[my_pkg]. Change `trust`.")
     from longtake.loading import find_weights, load_spec
 
     path = Path(ckpt)

@@ -15,6 +15,7 @@ from longtake.keyed import keyed_below
 MODES = ("forward", "backward", "left", "right", "random")
 _HOLD = (3, 12)  # frames for which "random" keeps one choice
 _MAX_BYTES = 1 << 28
+_LARGEST = 1e6  # of anything that is done in a frame, in any unit; beyond it a network answers with NaN
 
 
 def resolve_actions(
@@ -112,13 +113,20 @@ def _read(path: Path, names: Sequence[str]) -> np.ndarray:
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError(f"it has {path.stat().st_size} bytes; expected at most {_MAX_BYTES}")
         if path.suffix.lower() == ".npy":
-            return np.load(path, allow_pickle=False)
-        return _read_csv(path.read_text(encoding="utf-8"), names)
+            return _read_npy(path)
+        return _read_csv(path.read_text(encoding="utf-8-sig"), names)
     except (OSError, ValueError, EOFError) as error:
         raise ConfigError(
             f"no actions can be read from {path} ({getattr(error, 'strerror', None) or error}); expected an .npy array "
             f"[frames, {len(names)}] or a .csv with the columns {', '.join(names)}. Change `actions`."
         ) from error
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        if file.read(6) != b"\x93NUMPY":  # numpy would take it for a pickle, and advise to open it all the same
+            raise ValueError("it is no .npy file")
+    return np.load(path, allow_pickle=False)
 
 
 def _read_csv(text: str, names: Sequence[str]) -> np.ndarray:
@@ -133,18 +141,27 @@ def _read_csv(text: str, names: Sequence[str]) -> np.ndarray:
         unknown = [name for name in head if name not in names]
         if unknown:
             raise ValueError(f"it has a column {unknown[0]!r}") from None
-        rows = np.array([[float(cell) for cell in line] for line in lines[1:]], np.float32).reshape(-1, len(head))
-        table = np.zeros((len(rows), len(names)), np.float32)
+        if len(set(head)) < len(head):
+            raise ValueError("a column stands there twice") from None
+        rows = _numbers(lines[1:], len(head)).reshape(-1, len(head))
+        table = np.zeros((len(rows), len(names)))
         table[:, [names.index(name) for name in head]] = rows
         return table
-    return np.array([[float(cell) for cell in line] for line in lines], np.float32)
+    return _numbers(lines, len(head))
+
+
+def _numbers(lines: list[list[str]], columns: int) -> np.ndarray:
+    short = next((number for number, line in enumerate(lines) if len(line) != columns), None)
+    if short is not None:
+        raise ValueError(f"row {short} has {len(lines[short])} columns, others {columns}")
+    return np.array([[float(cell) for cell in line] for line in lines], np.float64)
 
 
 def _checked(table: np.ndarray, names: Sequence[str], what: str) -> np.ndarray:
     fits = table.ndim == 2 and table.shape[1] == len(names) and table.dtype.kind in "fiub"
-    if not fits or not np.isfinite(table).all():
+    if not fits or not (np.abs(table.astype(np.float64)) <= _LARGEST).all():
         raise ConfigError(
-            f"{what}: an array of {table.dtype} {table.shape}; expected finite numbers [frames, {len(names)}], with "
-            f"the columns {', '.join(names)}. Change `actions`."
+            f"{what}: an array of {table.dtype} {table.shape}; expected numbers [frames, {len(names)}], finite "
+            f"and not above {_LARGEST:g}, with the columns {', '.join(names)}. Change `actions`."
         )
     return table.astype(np.float32)

@@ -20,7 +20,7 @@ from longtake.rollout.conditions import ConditionSource, clip_conditions
 from longtake.rollout.noise import NoiseKey
 from longtake.rollout.plan import RolloutPlan, check_rollout
 from longtake.rollout.sliding_plan import AnyPlan, SlidingPlan, plan_of
-from longtake.streaming import VideoChunk, decoded, to_unit_range
+from longtake.streaming import VideoChunk, decoded, finite, to_unit_range
 from longtake.types import Clip, Conditions
 
 T = TypeVar("T")
@@ -82,7 +82,8 @@ class DiffusionModel(VideoModel):
         chunks = self.rollout(self.network, clip.latents, conditions, plan, self.solver, key, **more)
         made = False
         try:
-            for chunk in self.in_precision(decoded(chunks, self.video_encoder, plan)):
+            sound = finite(chunks, lambda chunk: chunk.latents)
+            for chunk in self.in_precision(decoded(sound, self.video_encoder, plan)):
                 made = True
                 yield chunk
         except VideoEnded:

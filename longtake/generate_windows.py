@@ -16,7 +16,7 @@ from longtake.rollout.control_inputs import Weight, control_chunks, latent_weigh
 from longtake.rollout.noise import NoiseKey
 from longtake.rollout.sliding_plan import SlidingPlan
 from longtake.rollout.sliding_window import WindowChunk
-from longtake.streaming import VideoChunk, to_uint8, to_unit_range
+from longtake.streaming import VideoChunk, finite, to_uint8, to_unit_range
 from longtake.types import Conditions
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def window_stream(
     chunks = model.rollout(
         model.network, start, told.conditions, plan, model.solver, key, codec=model.video_encoder, **more
     )
-    return _with_control(model.in_precision(chunks), told)
+    return _with_control(model.in_precision(finite(chunks, lambda chunk: chunk.frames)), told)
 
 
 def _with_control(chunks: Iterator[WindowChunk], told: _Told) -> Iterator[VideoChunk]:

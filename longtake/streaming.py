@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from longtake.errors import DataError
 from longtake.rollout.chunks import Chunk
 from longtake.rollout.plan import RolloutPlan
+
+C = TypeVar("C")
 
 
 class StreamDecoder(Protocol):
@@ -65,6 +68,18 @@ def decoded(chunks: Iterator[Chunk], decoder: StreamDecoder, plan: RolloutPlan) 
         assert video.shape[2] >= stop - start, f"{video.shape[2]} frames decoded for frames {start} to {stop}"
         given = min(max(plan.start_px - start, 0), stop - start)
         yield VideoChunk(chunk.index, start, to_uint8(video[:, :, : stop - start]), given)
+
+
+def finite(chunks: Iterator[C], values: Callable[[C], Tensor]) -> Iterator[C]:
+    """Yields the chunks of a rollout. Raises DataError for the first whose `values` are not all finite: NaN has no
+    colour, and every later chunk would be made from it."""
+    for number, chunk in enumerate(chunks):
+        if not torch.isfinite(values(chunk)).all():
+            raise DataError(
+                f"chunk {number} of the video came out as numbers that are not finite, so there is no picture of it. "
+                "Take other weights (`ckpt`), smaller values in `actions`, rollout.guidance=1, or precision=float32."
+            )
+        yield chunk
 
 
 def to_uint8(video: Tensor) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
@@ -217,13 +218,25 @@ def test_weights_without_their_run_need_an_input(call: Call, tmp_path: Path, tra
         (["rollout.steps=3"], "rollout.num_steps"),
         (["device=tpu"], "device is 'tpu'"),
         (["split=nope", "num_frames=30"], "split"),
+        (["rollout=memry"], "unknown rollout 'memry'"),
+        (["solver=eulr", "rollout.num_steps=2"], "unknown solver 'eulr'"),
+        (["negative_prompt=5"], "negative_prompt is 5"),
+        (["actions=[1,2]"], "actions is [1, 2]"),
+        (["trust=tests"], "trust is 'tests'"),
+        (["num_frames=99999999999999999999"], "expected at most"),
+        (["num_frames=5"], "num_frames is 5, and 9 frames are given"),
+        (["input_type=image", "input=a.mp4"], "input_type is image"),
+        (["only_eval=true", "submission=a.zip"], "score no tokens"),
     ],
 )
-def test_mistakes_are_one_message_and_exit_code_2(call: Call, words: list[str], reason: str, capsys: Any) -> None:
+def test_mistakes_are_one_message_and_exit_code_2(
+    call: Call, words: list[str], reason: str, capsys: Any, tmp_path: Path
+) -> None:
     assert call(*words) == 2
     written = capsys.readouterr().err
     assert written.count("error: ") == 1
     assert reason in written
+    assert not (tmp_path / "out").exists()  # nothing is left behind, not even an empty folder
 
 
 def test_an_empty_file_of_prompts_is_refused(call: Call, tmp_path: Path, capsys: Any) -> None:
@@ -244,6 +257,23 @@ def test_an_existing_prediction_is_not_overwritten(call: Call, capsys: Any) -> N
     assert "holds a prediction already" in capsys.readouterr().err
 
 
+def test_files_of_a_prediction_that_was_broken_off_are_not_overwritten(call: Call, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "out" / "sample_000").mkdir(parents=True)
+    (tmp_path / "out" / "sample_000" / "output.mp4").write_bytes(b"mine")
+    assert call("input=nothing", "num_frames=9") == 2
+    assert "sample_000/output.mp4" in capsys.readouterr().err
+    assert (tmp_path / "out" / "sample_000" / "output.mp4").read_bytes() == b"mine"
+
+
+def test_weights_that_answer_with_nan_make_no_video(call: Call, trained: Path, tmp_path: Path, capsys: Any) -> None:
+    file = trained / "weights.safetensors"
+    tensors = {name: torch.full_like(value, torch.nan) for name, value in read_tensors(file).items()}
+    write_weights(tmp_path / "nan.safetensors", tensors, read_header(file))
+    assert call("input=nothing", "num_frames=9", ckpt=tmp_path / "nan.safetensors") == 1
+    assert "not finite" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.mp4"))
+
+
 def test_a_full_disk_leaves_no_half_file(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -261,8 +291,6 @@ def test_a_full_disk_leaves_no_half_file(
 
 
 def test_out_of_memory_names_what_to_lower(call: Call, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    import torch
-
     from longtake.generate import VideoModel
 
     def fail(self: Any, **kwargs: Any) -> Any:

@@ -294,7 +294,7 @@ def _check_settings(fps: Fraction, height: int, width: int, crf: int, gop: int) 
     if not 0 < fps <= 1000 or max(fps.numerator, fps.denominator) > _MAX_RATE_TERM:
         raise ConfigError(
             f"{fps} frames per second cannot be encoded; expected a fraction above 0, at most 1000, of numbers "
-            f"up to {_MAX_RATE_TERM}. Change `video.fps`."
+            f"up to {_MAX_RATE_TERM}. Change `fps` or `video.fps`."
         )
     if not 0 <= crf <= 51 or gop < 1:
         raise ConfigError(f"crf={crf}, gop={gop} cannot be encoded; expected crf 0 to 51 and gop of at least 1.")

@@ -77,6 +77,26 @@ def test_files_and_arrays(tmp_path: Path) -> None:
     assert resolve(str(tmp_path / "named.csv")).tolist() == [[1, 0, 2, 0, 0], [0, 0, 3, 0, 0]]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("twice.csv", b"attack,attack\n1,0\n", "twice"),
+        ("ragged.csv", b"attack,use\n1,0\n1\n", "row 1 has 1 columns, others 2"),
+        ("huge.csv", b"attack\n1e300\n", "not above"),
+        ("pickle.npy", b"\x80\x04.", "no .npy file"),
+    ],
+)
+def test_broken_tables_say_where(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=reason):
+        resolve(str(tmp_path / name))
+
+
+def test_the_mark_that_spreadsheets_put_first_is_no_part_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfattack\r\n1\r\n")
+    assert resolve(str(tmp_path / "a.csv")).tolist() == [[0, 0, 0, 1, 0]]
+
+
 def test_files_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     np.save(tmp_path / "wide.npy", np.zeros((4, 7)))
     np.save(tmp_path / "nan.npy", np.full((4, 5), np.nan))
