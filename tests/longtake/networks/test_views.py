@@ -91,14 +91,14 @@ def test_one_model_serves_one_to_all_views(design: str) -> None:
 
 
 def test_fast_weights_do_not_learn_from_absent_views() -> None:
-    """Over two chunks, so that what was written is read."""
+    """Over three chunks, so that what was written is read, and momentum, which begins with the second, counts too."""
     network = network_of("channels", mixer=partial(LaCT, momentum=True))
-    x = latents_of([[0, 1, 2]], slots=3)
-    layout = ChunkLayout.teacher_forcing(2, 1, network.grid(x.shape))
-    sigma = torch.tensor([0.5, 0.0, 0.7], dtype=x.dtype).view(1, 3, 1, 1)
+    x = latents_of([[0, 1, 2]], slots=5)
+    layout = ChunkLayout.teacher_forcing(3, 1, network.grid(x.shape))
+    sigma = torch.tensor([0.5, 0.0, 0.7, 0.0, 0.6], dtype=x.dtype).view(1, 5, 1, 1)
     told = Conditions(view_ids=torch.arange(3)[None], view_mask=torch.tensor([[True, True, False]]))
     other = x.clone()
-    other[:, 1, 2] += 5  # the absent view of the context
+    other[:, layout.contexts, 2] += drawn(*x[:, layout.contexts, 2].shape, seed=1)  # the absent view of the contexts
     with torch.no_grad():
         one, two = (network(part, sigma, told, layout)[0] for part in (x, other))
         seen, also = (network(part, sigma, Conditions(view_ids=told.view_ids), layout)[0] for part in (x, other))
