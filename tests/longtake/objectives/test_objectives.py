@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from longtake.errors import ConfigError
+from longtake.networks.layout import Grid
 from longtake.objectives.bidirectional import Bidirectional
 from longtake.objectives.diffusion_forcing import DiffusionForcing
-from longtake.objectives.flow_matching import NoiseLevels, token_count_shift
+from longtake.objectives.flow_matching import NoiseLevels
 from longtake.objectives.slot_objective import SlotObjective
 from longtake.objectives.teacher_forcing import TeacherForcing
 from longtake.rollout.chunks import MemoryRollout
@@ -149,11 +150,18 @@ def test_given_latents_are_clean_told_so_and_out_of_the_loss() -> None:
     assert objective(Wrong(), latents, _nothing(400), key).loss.item() == 0
 
 
+class ReleasedSize(StandIn):
+    """Says that a chunk has 4,680 tokens, as in the released configuration, whatever the latents are."""
+
+    def grid(self, shape: tuple[int, ...]) -> Grid:
+        return Grid(1, 3, 30, 52)
+
+
 def test_the_weight_is_that_of_the_unshifted_level() -> None:
-    training_pass = teacher_forcing().prepare(StandIn(), clean(), KEY)
-    shift = token_count_shift(training_pass.layout.grid.tokens)
+    """The shift goes by the tokens of a chunk: 2.11347 for the released one, by which the bins of u come out right."""
+    training_pass = teacher_forcing(noise_repeats=3).prepare(ReleasedSize(), clean(), KEY)
     sigma = training_pass.sigma[:, list(training_pass.layout.targets)]
-    u = sigma / (shift - (shift - 1) * sigma)
+    u = sigma / (2.1134715 - 1.1134715 * sigma)
     assert torch.equal(training_pass.weight, NoiseLevels().weight(u))
 
 

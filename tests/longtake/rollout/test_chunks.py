@@ -289,6 +289,11 @@ def test_one_shot_is_one_slot_without_memory(context_px: int) -> None:
     assert chunk.latents.shape == (2, 1, 6, 4, 4, 6)
     assert torch.equal(chunk.latents[:, :, : made.start_lat], context)
     assert chunk.given_lat == made.start_lat
+    for x, sigma, told in zip(network.xs, network.sigmas, UniPC().begin(3).schedule.told, strict=True):
+        assert torch.equal(x[:2, 0, :, : made.start_lat], context)  # what is given is clean, and told to be
+        levels = sigma[:, 0].expand(4, 1, 6)
+        assert (levels[:, :, : made.start_lat] == 0).all()
+        assert (levels[:, :, made.start_lat :] == told).all()
 
 
 class _Forgetful(list):
