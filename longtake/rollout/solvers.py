@@ -146,9 +146,12 @@ class UniPC:
             ConfigError: not one step.
         """
         count = _check_steps(num_steps)
-        top = shifted(0.999, self.shift) if self.double_shift else 0.999
-        grid = np.linspace(top, 0, count + 1)[:-1]  # to the last bit as elsewhere: 666 or 665.99 are told apart below
-        sigmas = [float(shifted(sigma, self.shift)) for sigma in grid]
+        top = 0.999
+        if self.double_shift:  # in float32, as there
+            sigma, shift = np.float32(top), np.float32(self.shift)
+            top = float(shift * sigma / (1 + (shift - 1) * sigma))
+        grid = np.linspace(top, 0, count + 1)  # to the last bit as elsewhere: 666 and 665.99 are told apart below
+        sigmas = [shifted(sigma, self.shift) for sigma in grid.tolist()[:-1]]
         told = tuple(math.floor(sigma * 1000) / 1000 for sigma in sigmas)
         schedule = Schedule((*sigmas, 0.0), told)
         return UniPCRun(schedule, self.order, self.use_corrector)

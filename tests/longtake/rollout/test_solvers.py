@@ -33,6 +33,12 @@ def test_golden_timesteps_of_unipc(solver: UniPC, first: list[int], last: list[i
     assert values[-4:] == last
 
 
+def test_the_doubled_shift_is_truncated_as_in_the_released_code() -> None:
+    """The largest sigma is a float32 there: of 115 steps the 33rd falls just below 886."""
+    assert timesteps(UniPC(shift=3, double_shift=True), 115)[32] == 885
+    assert timesteps(UniPC(shift=1, double_shift=True), 3) == [999, 666, 333]
+
+
 def test_the_largest_sigma_of_the_released_code_is_shifted_twice() -> None:
     assert UniPC(shift=3).begin(50).schedule.sigmas[0] == pytest.approx(0.999666, abs=1e-6)
     assert UniPC(shift=3, double_shift=True).begin(50).schedule.sigmas[0] == pytest.approx(0.999889, abs=1e-6)
