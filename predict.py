@@ -28,35 +28,28 @@ logger = logging.getLogger("longtake")
 def main(cfg: DictConfig) -> int:
     """Makes every video that the config asks for. Returns 1 if one failed and `keep_going` was set."""
     from launcher.predict_jobs import check_predict, output_folder, prepared
+    from launcher.token_figures import score_tokens
     from longtake.generate_tokens import TokenModel
 
     check_predict(cfg)
     model = prepared(cfg)
-    if cfg.submission is not None and not isinstance(model, TokenModel):
-        raise ConfigError(f"submission is given, and weights of kind {model.spec.kind} score no tokens. Leave it out.")
     with output_folder(cfg) as folder:
         if cfg.only_eval and isinstance(model, TokenModel):
-            from launcher.token_figures import score_tokens
-
             score_tokens(cfg, model, folder)
             return 0
-        return _make_all(cfg, model, folder)
-
-
-def _make_all(cfg: DictConfig, model: VideoModel, folder: Path) -> int:
-    reports: list[SampleReport] = []
-    failures = 0
-    for name, make in _wanted(cfg, model, folder):
-        try:
-            reports += make(len(reports) + failures)
-        except (ConfigError, DataError) as error:
-            if not cfg.keep_going:
-                raise
-            failures += cfg.num_samples
-            logger.error("%s failed: %s", name, error)
-    if not reports:
-        raise DataError("no video was made; every start failed (see above).")
-    _finish(cfg, model, folder, reports, failures)
+        reports: list[SampleReport] = []
+        failures = 0
+        for name, make in _wanted(cfg, model, folder):
+            try:
+                reports += make(len(reports) + failures)
+            except (ConfigError, DataError) as error:
+                if not cfg.keep_going:
+                    raise
+                failures += cfg.num_samples
+                logger.error("%s failed: %s", name, error)
+        if not reports:
+            raise DataError("no video was made; every start failed (see above).")
+        _finish(cfg, model, folder, reports, failures)
     return 1 if failures else 0
 
 

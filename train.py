@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def train(cfg: DictConfig, checkpoint: str | None) -> int:
         strategy=cfg.strategy.strategy,
         plugins=cfg.strategy.plugins,
         callbacks=_built(cfg.callbacks),
-        logger=_built(cfg.logger),
+        logger=_built(cfg.get("logger") or {}),
     )
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
@@ -63,7 +64,7 @@ def train(cfg: DictConfig, checkpoint: str | None) -> int:
     return 0
 
 
-def _built(nodes: DictConfig) -> list[Any]:
+def _built(nodes: Mapping[Any, Any]) -> list[Any]:
     from hydra.utils import instantiate
 
     return [instantiate(node) for node in nodes.values() if node is not None]

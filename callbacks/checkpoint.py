@@ -11,6 +11,8 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from longtake.errors import ConfigError
+
 
 class LastCheckpoint(ModelCheckpoint):
     """Saves `last.ckpt` every `every_n_train_steps` steps and after the last one, whatever that step is.
@@ -22,6 +24,11 @@ class LastCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, dirpath: str, every_n_train_steps: int, keep_every_n_steps: int | None = None) -> None:
+        if keep_every_n_steps is not None and keep_every_n_steps < 1:
+            raise ConfigError(
+                f"callbacks.checkpoint.keep_every_n_steps is {keep_every_n_steps}; expected 1 or more, or null. Change "
+                "`callbacks.checkpoint.keep_every_n_steps`."
+            )
         super().__init__(
             dirpath=dirpath,
             every_n_train_steps=every_n_train_steps,

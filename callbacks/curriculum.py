@@ -51,8 +51,9 @@ class Schedule:
         if kind not in ("constant", "linear"):
             raise unknown_choice(f"kind of schedule (of {key})", kind, ["constant", "linear"], where)
         points = node.get("points") or []
-        steps = [point[0] for point in points if isinstance(point, Sequence) and len(point) == 2]
-        whole = all(isinstance(step, int) and step >= 0 for step in steps)
+        points = points if isinstance(points, list | tuple) else [points]
+        steps = [point[0] for point in points if isinstance(point, list | tuple) and len(point) == 2]
+        whole = all(isinstance(step, int) and not isinstance(step, bool) and step >= 0 for step in steps)
         rising = all(a < b for a, b in zip(steps, steps[1:], strict=False))
         if not steps or len(steps) != len(points) or not whole or not rising:
             raise ConfigError(
@@ -76,6 +77,11 @@ class Schedule:
         end, following = self.points[index + 1]
         return value + (following - value) * (step - begin) / (end - begin)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it goes through whole numbers only, as a number of chunks does."""
+        return all(isinstance(value, int) for _, value in self.points)
+
 
 class Curriculum(Callback):
     """Sets scheduled values before each training step.
@@ -86,7 +92,15 @@ class Curriculum(Callback):
     """
 
     def __init__(self, schedules: Sequence[Mapping[str, Any]] = (), enabled: bool = True) -> None:
-        self.schedules = {str(node.get("key")): Schedule.of(node) for node in schedules} if enabled else {}
+        self.schedules: dict[str, Schedule] = {}
+        for node in schedules if enabled else ():
+            schedule, key = Schedule.of(node), str(node["key"])
+            if key in self.schedules:
+                raise ConfigError(
+                    f"callbacks.curriculum has two schedules of {key}; expected one. Change "
+                    "`callbacks.curriculum.schedules`."
+                )
+            self.schedules[key] = schedule
         self._values: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -113,7 +127,7 @@ class Curriculum(Callback):
             if path == "optimizer.lr":
                 _set_rate(trainer, float(value))
             else:
-                value = _set(trainer, pl_module, path, value)
+                value = _set(trainer, pl_module, path, value, schedule.is_whole)
             if path not in self._values or self._values[path] != value:
                 changed[path] = value
         self._values |= changed
@@ -182,8 +196,8 @@ def _construct(node: Mapping[str, Any], path: str, value: Any) -> None:
         raise ConfigError(f"a schedule of callbacks.curriculum cannot work: {found}") from error
 
 
-def _set(trainer: Trainer, pl_module: LightningModule, path: str, value: Any) -> Any:
-    """Sets a value where it lives and returns it, rounded where it replaces a whole number."""
+def _set(trainer: Trainer, pl_module: LightningModule, path: str, value: Any, is_whole: bool) -> Any:
+    """Sets a value where it lives and returns it, rounded where it replaces a whole number, or nothing by one."""
     root, *names, last = path.split(".")
     if root == "optimizer":
         for group in trainer.optimizers[0].param_groups:
@@ -195,7 +209,8 @@ def _set(trainer: Trainer, pl_module: LightningModule, path: str, value: Any) ->
     for name in names:
         owner = owner[name] if isinstance(owner, dict) else getattr(owner, name)
     old = owner[last] if isinstance(owner, dict) else getattr(owner, last)
-    if isinstance(value, float) and isinstance(old, int) and not isinstance(old, bool):
+    counts = is_whole if old is None else isinstance(old, int) and not isinstance(old, bool)
+    if isinstance(value, float) and counts:
         value = round(value)
     if isinstance(owner, dict):
         owner[last] = value

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from longtake.errors import ConfigError
 from longtake.work import Ceiling, Work, matmul_ceiling, matmul_dtype, wait_for
 
 logger = logging.getLogger("longtake")
@@ -46,6 +47,11 @@ class Throughput(Callback):
     """
 
     def __init__(self, every_n_steps: int = 20, warmup_steps: int = 5) -> None:
+        if every_n_steps < 1 or warmup_steps < 0:
+            raise ConfigError(
+                f"callbacks.throughput has every_n_steps={every_n_steps} and warmup_steps={warmup_steps}; expected 1 "
+                "and 0 or more. Change `callbacks.throughput`."
+            )
         self.every_n_steps, self.warmup_steps = every_n_steps, warmup_steps
         self.ceiling: Ceiling | None = None
         self.figures: Figures | None = None

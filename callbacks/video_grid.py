@@ -58,10 +58,13 @@ class VideoGrid(Callback):
     def __init__(
         self, folder: str, every_n_steps: int | None = 500, num_samples: int = 4, num_frames: int | None = None
     ) -> None:
-        if num_samples < 1 or (every_n_steps is not None and every_n_steps < 1):
+        given = {"num_samples": num_samples, "every_n_steps": every_n_steps, "num_frames": num_frames}
+        wrong = {name: value for name, value in given.items() if value is not None and value < 1}
+        if wrong:
             raise ConfigError(
-                f"callbacks.video_grid has num_samples={num_samples} and every_n_steps={every_n_steps}; expected 1 or "
-                "more (every_n_steps=null: only after the last step). Change `callbacks.video_grid`."
+                f"callbacks.video_grid has {', '.join(f'{name}={value}' for name, value in wrong.items())}; expected 1 "
+                "or more (every_n_steps=null: only after the last step; num_frames=null: a clip). Change "
+                "`callbacks.video_grid`."
             )
         self.folder = Path(folder)
         self.every_n_steps, self.num_samples, self.num_frames = every_n_steps, num_samples, num_frames

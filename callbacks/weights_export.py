@@ -52,6 +52,9 @@ class WeightsExport(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor is None:
             return
+        figures = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
+        if figures and self.monitor not in figures:
+            raise unknown_choice("figure of validation", self.monitor, figures, "callbacks.weights_export.monitor")
         value = float(trainer.callback_metrics.get(self.monitor, math.nan))
         if not trainer.sanity_checking and value < self._best:
             self._best = value

@@ -19,12 +19,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from launcher.check_model import MODEL_RULES
+from launcher.check_parts import PART_RULES
 from longtake.errors import ConfigError
 from longtake.geometry import latent_frames
 
 # Every first stage codes 4 or 8 pixel frames a latent frame; what is off the lattice of 4 fits none of them.
 _SMALLEST_RATIO = 4
 _PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
+_LARGEST = 2**32 - 1  # what numpy takes as a seed; no other number comes near
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 Rule = Callable[[DictConfig], Iterator[str]]
@@ -36,7 +38,7 @@ def check_config(cfg: DictConfig) -> None:
     Raises:
         ConfigError: one message with everything that is wrong.
     """
-    problems = [problem for rule in RULES for problem in rule(cfg)]
+    problems = list(dict.fromkeys(problem for rule in RULES for problem in rule(cfg)))  # two rules may say the same
     if problems:
         raise ConfigError("\n       ".join(problems))
 
@@ -59,6 +61,8 @@ def _counts(cfg: DictConfig) -> Iterator[str]:
             continue
         if not (isinstance(value, int) and _is_whole(value) and value >= minimum):
             yield f"{key} is {value!r}; expected a whole number of {minimum} or more. Change `{key}`."
+        elif value > _LARGEST:
+            yield f"{key} is {value}; expected at most {_LARGEST}. Change `{key}`."
 
 
 def _switches(cfg: DictConfig) -> Iterator[str]:
@@ -91,7 +95,7 @@ def _geometry(cfg: DictConfig) -> Iterator[str]:
 
 def _optimisation(cfg: DictConfig) -> Iterator[str]:
     rate = OmegaConf.select(cfg, "optimizer.lr")
-    if rate is not None and not (_is_number(rate) and rate > 0):
+    if rate is not None and not (_is_number(rate) and 0 < rate < float("inf")):
         yield f"optimizer.lr is {rate!r}; expected a number above 0. Change `optimizer.lr`."
     clip = cfg.trainer.gradient_clip_val
     if clip is not None and not (_is_number(clip) and clip >= 0):
@@ -228,6 +232,7 @@ RULES: list[Rule] = [
     _multirun,
     _run_names,
     *MODEL_RULES,
+    *PART_RULES,
 ]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from launcher.check_parts import complaints
 from longtake.errors import ConfigError
 
 _RATIO_TIME = 4  # of every video encoder there is; the module checks again with the one that was chosen
@@ -33,8 +34,14 @@ def diffusion(cfg: DictConfig) -> Iterator[str]:
         if context is None:
             context = pixel_frames(trained.chunk_lat, _RATIO_TIME) if rollout.kind == "memory" else 0
         plan_of(rollout, num_frames_px=context + 1, context_px=context, trained=trained)
+        shown = OmegaConf.select(cfg, "callbacks.video_grid.num_frames")
+        if isinstance(shown, int) and 1 <= shown <= context:
+            raise ConfigError(
+                f"callbacks.video_grid.num_frames is {shown}, and {context} frames are given at the start; expected "
+                f"more than {context}, or null. Change `callbacks.video_grid.num_frames`."
+            )
 
-    yield from _complaint(check)
+    yield from complaints(check)
 
 
 def _check_blocks(cfg: DictConfig, own_starts: bool) -> None:
@@ -74,7 +81,7 @@ def tokens(cfg: DictConfig) -> Iterator[str]:
             )
         objective.check_start(bool(network.get("bov", False)))
 
-    yield from _complaint(check)
+    yield from complaints(check)
 
 
 def _mixed(objective: object, rollout: object, module: str) -> str:
@@ -96,19 +103,6 @@ def average(cfg: DictConfig) -> Iterator[str]:
         )
 
 
-def curriculum(cfg: DictConfig) -> Iterator[str]:
-    """Scheduled keys must be there, and their values possible."""
-    if not _is_enabled(cfg, "curriculum"):
-        return
-    from callbacks.curriculum import check_schedules
-
-    def check() -> None:
-        callback = _built(_plain(cfg.callbacks.curriculum))
-        check_schedules(callback.schedules, _plain(cfg))
-
-    yield from _complaint(check)
-
-
 def unused_parameters(cfg: DictConfig) -> Iterator[str]:
     """With one chunk nothing is written to memory, and the parameters that write have no gradient."""
     strategy = cfg.strategy.strategy
@@ -125,20 +119,7 @@ def unused_parameters(cfg: DictConfig) -> Iterator[str]:
         )
 
 
-MODEL_RULES = [diffusion, tokens, average, curriculum, unused_parameters]
-
-
-def _complaint(check: Callable[[], None]) -> Iterator[str]:
-    """Yields what a check raises as ConfigError, also where Hydra has wrapped it."""
-    try:
-        check()
-    except Exception as error:
-        found: BaseException | None = error
-        while found is not None and not isinstance(found, ConfigError):
-            found = found.__cause__
-        if found is None:
-            raise
-        yield str(found)
+MODEL_RULES = [diffusion, tokens, average, unused_parameters]
 
 
 def _built(node: Any) -> Any:

@@ -162,6 +162,10 @@ def prepared(cfg: DictConfig) -> VideoModel:
     device = "cuda" if cfg.device == "auto" and torch.cuda.is_available() else cfg.device
     encoder: Any = OmegaConf.to_container(cfg.encoder, resolve=True) if "encoder" in cfg else {}
     model = load(cfg.ckpt, trust, "cpu" if device == "auto" else device, encoder=encoder)
+    if cfg.submission is not None and model.spec.kind != "ar_tokens":
+        raise ConfigError(
+            f"submission is given, and weights of kind {model.spec.kind} score no tokens. Leave out `submission`."
+        )
     nodes = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("rollout", "solver") if name in cfg}
     model.use(**{name: build(node, trust) for name, node in nodes.items()})
     if cfg.precision is not None:

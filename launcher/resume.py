@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from launcher.compose import flat
 from longtake.errors import ConfigError, unknown_choice
@@ -164,6 +166,8 @@ def _continue(request: Request, root: Path, run_id: str) -> Plan:
             f"{folder} holds files but no run (no config.yaml); expected a run folder or none. "
             "Change `run.id` or `run.root`, or remove the folder yourself."
         )
+    if not _has_begun(folder):
+        return Plan(root, run_id)  # its start failed before the first step: another config spoils nothing
     _refuse_other_config(request, folder)
     if _is_finished(request, folder):
         return Plan(root, run_id, is_finished=True, message=_finished_message(folder))
@@ -187,7 +191,11 @@ def _continue_newest(request: Request, is_locked: Callable[[Path], bool]) -> Pla
     """
     others, matching = [], []
     for folder in sorted(_runs(request.root), key=lambda folder: read_state(folder)["updated"], reverse=True):
-        stored = _stored_config(folder)
+        try:
+            stored = _stored_config(folder)
+        except ConfigError:
+            logger.warning("%s/config.yaml cannot be read; that run is passed over", folder)
+            continue
         if stored.get("run", {}).get("experiment") != request.experiment or is_locked(folder):
             continue
         differing = _differing(request, stored)
@@ -327,6 +335,11 @@ def read_state(folder: Path) -> dict[str, Any]:
         return unknown
 
 
+def _has_begun(folder: Path) -> bool:
+    """Returns whether anything was trained in a run folder."""
+    return read_state(folder)["step"] > 0 or (folder / "metrics.jsonl").exists() or (folder / "checkpoints").exists()
+
+
 def _is_finished(request: Request, folder: Path) -> bool:
     state = read_state(folder)
     return state["status"] == "finished" and state["step"] >= request.max_steps
@@ -340,8 +353,15 @@ def _finished_message(folder: Path) -> str:
 
 
 def _stored_config(folder: Path) -> dict[str, Any]:
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
-    assert isinstance(config, dict), f"{folder}/config.yaml is no mapping"
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        config = str(error).strip().partition("\n")[0]
+    if not isinstance(config, dict) or not config:
+        raise ConfigError(
+            f"{folder}/config.yaml cannot be read ({config or 'it is empty'}); expected the config that this run was "
+            "trained with. Put it back, give another `run.id`, or throw the run away: resume=never overwrite=true."
+        )
     return {str(key): value for key, value in config.items()}
 
 

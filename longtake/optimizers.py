@@ -55,6 +55,10 @@ class MuonAdamW(Optimizer):
         for name, value in (("lr", lr), ("adamw_lr_scale", adamw_lr_scale)):
             if not value > 0:
                 raise ConfigError(f"optimizer.{name} is {value}; expected more than 0. Change `optimizer.{name}`.")
+        if not 0 <= momentum < 1:
+            raise ConfigError(
+                f"optimizer.momentum is {momentum}; expected 0 or more and less than 1. Change `optimizer.momentum`."
+            )
         for group in groups:
             group[HIDDEN] = bool(group.get(HIDDEN))
             group.setdefault("lr", lr if group[HIDDEN] else lr * adamw_lr_scale)

@@ -91,6 +91,11 @@ def test_a_run_leaves_everything_that_its_folder_promises(fit: Any, tmp_path: Pa
     assert not list(folder.rglob("*.partial"))
 
 
+def test_a_run_without_a_logger_trains(fit: Any, tmp_path: Path) -> None:
+    assert fit("run.id=a", "trainer.max_steps=1", "logger=[]") == 0
+    assert sorted(losses(tmp_path / "a")) == [1]
+
+
 def test_the_end_says_where_to_look(fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="longtake"):
         assert fit("run.id=a", "trainer.max_steps=8", "callbacks.throughput.warmup_steps=1") == 0

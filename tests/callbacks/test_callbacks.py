@@ -15,6 +15,8 @@ from callbacks.checkpoint import AtomicCheckpointIO
 from callbacks.metrics_file import MetricsFile
 from callbacks.progress import ProgressLines, progress_bar
 from callbacks.run_state import RunState
+from callbacks.weights_export import WeightsExport
+from longtake.errors import ConfigError
 
 
 def trainer(**changes: Any) -> Any:
@@ -107,3 +109,10 @@ def test_reading_a_checkpoint_runs_nothing(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="[Ww]eights"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "x.ckpt", weights_only=False)
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_figure_to_export_by_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
+    export = WeightsExport(str(tmp_path / "w.safetensors"), monitor="val/lss")
+    validated = trainer(callback_metrics={"val/loss": 1.0, "train/loss": 2.0})
+    with pytest.raises(ConfigError, match=r"unknown figure of validation 'val/lss'; expected one of: val/loss\."):
+        export.on_validation_end(validated, None)  # type: ignore[arg-type]

@@ -67,6 +67,15 @@ def test_a_linear_schedule_of_a_whole_number_is_rounded(tmp_path: Path) -> None:
     assert all(isinstance(row[1], int) for row in module.seen)
 
 
+def test_a_linear_schedule_from_nothing_through_whole_numbers_is_rounded(tmp_path: Path) -> None:
+    module = TinyModule()
+    module.objective.num_chunks = None  # type: ignore[assignment]
+    fit(
+        module, tmp_path, 6, Curriculum([{"key": "objective.num_chunks", "kind": "linear", "points": [[0, 1], [4, 3]]}])
+    )
+    assert [row[1] for row in module.seen] == [1, 2, 2, 2, 3, 3]
+
+
 def test_the_rate_is_scheduled_under_the_warm_up(tmp_path: Path) -> None:
     module = TinyModule()
     fit(module, tmp_path, 7, Curriculum([{"key": "optimizer.lr", "points": [[0, 0.1], [2, 0.2], [5, 0.01]]}]))

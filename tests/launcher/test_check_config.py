@@ -55,6 +55,28 @@ def test_the_default_passes() -> None:
         (["init_from=/no/such/file.ckpt"], "init_from"),
         (["init_from=/no/such/file.ckpt", "resume=some_run"], "init_from"),
         (["video.num_frames=17"], "video.chunk_lat"),
+        (["seed=99999999999"], "seed"),
+        (["network.mixer.window=0"], "network.mixer.window"),
+        (["network.mixer.window=-1"], "network.mixer.window"),
+        (["network.dim=15"], "network.dim"),
+        (["network.dim=0"], "network"),
+        (["network.dim=-16"], "network"),
+        (["optimizer.lr=inf"], "optimizer.lr"),
+        (["optimizer.betas=[2,3]"], "optimizer"),
+        (["optimizer.weight_decay=-1"], "optimizer"),
+        (["optimizer.momentum=2"], "optimizer.momentum"),
+        (["scheduler.warmup_steps=-1"], "scheduler.warmup_steps"),
+        (["trainer.val_check_interval=0"], "trainer.val_check_interval"),
+        (["trainer.val_check_interval=0.5"], "trainer.val_check_interval"),
+        (["trainer.limit_train_batches=0"], "trainer.limit_train_batches"),
+        (["trainer.limit_val_batches=-1"], "trainer.limit_val_batches"),
+        (["trainer.max_time=soon"], "trainer.max_time"),
+        (["callbacks.ema.decay=1.5"], "callbacks.ema.decay"),
+        (["callbacks.checkpoint.keep_every_n_steps=0"], "callbacks.checkpoint.keep_every_n_steps"),
+        (["callbacks.throughput.every_n_steps=0"], "callbacks.throughput"),
+        (["callbacks.video_grid.num_frames=-1"], "callbacks.video_grid"),
+        (["callbacks.video_grid.num_frames=9"], "callbacks.video_grid.num_frames"),
+        (["callbacks.weights_export.dtype=int8"], "callbacks.weights_export.dtype"),
         (["objective.num_chunks=5"], "objective.num_chunks"),
         (["rollout.num_steps=0"], "rollout.num_steps"),
         (["rollout=one_shot"], "rollout=one_shot"),
@@ -126,3 +148,30 @@ def test_a_local_multirun_uses_one_device(monkeypatch: pytest.MonkeyPatch) -> No
     check_config(edited("trainer=cpu", "strategy=ddp"))
     with pytest.raises(ConfigError, match="-m"):
         check_config(edited("trainer=cpu", "trainer.devices=2", "strategy=ddp"))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "reason"),
+    [
+        ("{key: objective.num_chunks, points: 5}", "has points"),
+        ("{key: objective.num_chunks, points: [[true, 1]]}", "has points"),
+        ("{key: objective.num_chunks, points: [[0, abc]]}", "num_chunks='abc'"),
+        ("{key: objective.num_chunks, points: [[0, 1.5]]}", "num_chunks=1.5"),
+        ("{key: objective.num_chunks, points: [[0, 1], [5, 99]]}", "num_chunks is 99"),
+        ("{key: optimizer.betas, points: [[0, 1]]}", "betas=1"),
+        (
+            "{key: objective.num_chunks, points: [[0, 1]]}, {key: objective.num_chunks, points: [[0, 2]]}",
+            "two schedules",
+        ),
+        ("{key: objective._target_, points: [[0, os.system]]}", "unknown key to schedule"),
+    ],
+)
+def test_each_value_of_a_schedule_must_be_possible(schedule: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        check_config(edited(f"callbacks.curriculum.schedules=[{schedule}]"))
+
+
+def test_what_two_rules_find_is_said_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_config(edited("video.num_frames=20"))
+    assert str(caught.value).count("expected 1 + k*4 frames") == 1

@@ -141,6 +141,23 @@ def test_another_config_is_refused_with_the_differing_keys(tmp_path: Path) -> No
     assert "module.folder" not in str(caught.value)  # the run folder itself is no difference
 
 
+def test_a_run_that_failed_before_its_first_step_takes_another_config(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a", width=99, step=0, checkpoints={})
+    assert ask(tmp_path, **given("a")).checkpoint is None
+    (folder / "metrics.jsonl").write_text("{}")
+    with pytest.raises(ConfigError, match="another config"):
+        ask(tmp_path, **given("a"))
+
+
+@pytest.mark.parametrize("text", ["", "a: [1,", "[1]"])
+def test_a_damaged_config_is_named_and_keeps_no_other_run_from_going_on(tmp_path: Path, text: str) -> None:
+    make_run(tmp_path, "b")
+    (make_run(tmp_path, "a", updated=2.0) / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"a/config.yaml cannot be read"):
+        ask(tmp_path, **given("a"))
+    assert ask(tmp_path, resume="auto").run_id == "b"
+
+
 def test_a_finished_run_is_left_alone_until_more_steps_are_asked_for(tmp_path: Path) -> None:
     make_run(tmp_path, "a", status="finished", step=10)
     plan = ask(tmp_path, **given("a"))
