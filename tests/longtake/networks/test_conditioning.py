@@ -203,3 +203,10 @@ def test_branches_of_guidance_are_stacked() -> None:
     assert Conditions.stack([given, given]).text_mask is None
     with pytest.raises(AssertionError, match="actions"):
         Conditions.stack([given, Conditions(text_emb=given.text_emb)])
+
+
+def test_texts_are_padded_to_their_length_and_never_cut() -> None:
+    text = TextEmbedding(8, text_dim=4, text_len=3, attends_padding=True)
+    assert text(Conditions(text_emb=torch.randn(1, 1, 2, 4)), 1)[0].shape == (1, 1, 3, 8)
+    with pytest.raises(ConfigError, match=r"4 embeddings, the network takes 3.*`encoder\.text\.max_length`"):
+        text(Conditions(text_emb=torch.randn(1, 1, 4, 4)), 1)
