@@ -198,8 +198,8 @@ class TextEmbedding(nn.Module):
                 rows = rows * mask.unsqueeze(-1)
             if self.text_len is not None and rows.shape[2] > self.text_len:
                 raise ConfigError(
-                    f"texts have {rows.shape[2]} embeddings, the network takes {self.text_len}; expected no more. Change "
-                    "`encoder.text.max_length` or `network.text.text_len`."
+                    f"texts have {rows.shape[2]} embeddings, the network takes {self.text_len}; expected no more. "
+                    "Change `encoder.text.max_length` or `network.text.text_len`."
                 )
             if self.text_len is not None:
                 rows = F.pad(rows, (0, 0, 0, self.text_len - rows.shape[2]))
