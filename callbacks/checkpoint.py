@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from longtake.errors import ConfigError
+from longtake.errors import ConfigError, DataError
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -69,8 +70,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(target)
-        except BaseException:
-            partial.unlink(missing_ok=True)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            # torch's writer turns some of the system's errors into a RuntimeError
+            if isinstance(error, OSError | RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+                system = error if isinstance(error, OSError) else error.__context__
+                reason = getattr(system, "strerror", None) or str(error).partition("\n")[0]
+                raise DataError(
+                    f"the checkpoint {target} cannot be written ({reason}); what was there before is whole. Free some "
+                    "space and start the same command with this run's run.id, or write elsewhere (`run.root`)."
+                ) from error
             raise
 
     def load_checkpoint(

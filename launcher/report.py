@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -70,6 +71,10 @@ def report(error: BaseException, cfg: DictConfig | None) -> int:
     if (found := _out_of_memory(error)) is not None:
         _write(f"error: {_memory_message(found, cfg)}")
         return FAILURE
+    if (full := _full_disk(error)) is not None:
+        place = f"{full.filename} cannot be written" if full.filename else "a file cannot be written"
+        _write(f"error: {place}: {full.strerror}. Free some space, or write elsewhere (`run.root`, `output_dir`).")
+        return FAILURE
     traceback.print_exception(error)
     _write(f"error: {type(error).__name__}: {error}")
     return FAILURE
@@ -125,6 +130,15 @@ def _without_worker_traceback(error: BaseException) -> str:
 def _is_misconfiguration(error: BaseException | None) -> bool:
     is_unknown_argument = isinstance(error, TypeError) and "unexpected keyword argument" in str(error)
     return is_unknown_argument or type(error).__name__ == "MisconfigurationException"
+
+
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """Returns what says that a disk is full or cannot be written to; files under way have removed themselves."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _out_of_memory(error: BaseException) -> BaseException | None:

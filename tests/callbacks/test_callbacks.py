@@ -16,7 +16,7 @@ from callbacks.metrics_file import MetricsFile
 from callbacks.progress import ProgressLines, progress_bar
 from callbacks.run_state import RunState
 from callbacks.weights_export import WeightsExport
-from longtake.errors import ConfigError
+from longtake.errors import ConfigError, DataError
 
 
 def trainer(**changes: Any) -> Any:
@@ -98,6 +98,24 @@ def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         io.save_checkpoint({"global_step": 2, "bad": lambda: None}, path)
     assert io.load_checkpoint(path)["global_step"] == 1
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("file write failed")])
+def test_a_checkpoint_on_a_full_disk_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    io = AtomicCheckpointIO()
+    io.save_checkpoint({"global_step": 1}, tmp_path / "last.ckpt")
+
+    def full(content: Any, file: Any) -> None:
+        file.write(b"half")
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(DataError, match=r"last\.ckpt cannot be written \((No space|file write)"):
+        io.save_checkpoint({"global_step": 2}, tmp_path / "last.ckpt")
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    assert io.load_checkpoint(tmp_path / "last.ckpt")["global_step"] == 1
 
 
 def test_reading_a_checkpoint_runs_nothing(tmp_path: Path) -> None:

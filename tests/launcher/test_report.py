@@ -25,6 +25,16 @@ def caused(outer: Exception, cause: BaseException) -> Exception:
         (DataError("the set is damaged"), 1, "error: the set is damaged"),
         (caused(InstantiationException("Error in call"), ConfigError("no such view")), 2, "error: no such view"),
         (caused(RuntimeError("worker died"), DataError("disk full")), 1, "error: disk full"),
+        (
+            OSError(28, "No space left on device", "a/metrics.jsonl"),
+            1,
+            "error: a/metrics.jsonl cannot be written: No space",
+        ),
+        (
+            caused(RuntimeError("flush"), OSError(30, "Read-only file system")),
+            1,
+            "error: a file cannot be written: Read",
+        ),
         (caused(InstantiationException("x\nfull_key: trainer"), MisconfigurationException("no")), 2, "trainer"),
         (caused(InstantiationException("x"), TypeError("got an unexpected keyword argument 'b'")), 2, "'b'"),
     ],
