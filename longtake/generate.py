@@ -210,8 +210,13 @@ class VideoModel(ABC):
         name: str,
     ) -> Request:
         """Returns what `generate` will do with these arguments. Raises ConfigError as it does."""
-        if num_samples < 1:
-            raise ConfigError(f"num_samples is {num_samples}; expected 1 or more. Change `num_samples`.")
+        counts = {"num_frames": num_frames, "num_context_frames": num_context_frames}
+        for key, value in {**counts, "seed": seed, "num_samples": num_samples}.items():
+            _check_count(key, value, optional=key in counts)
+        texts = {"prompt": prompt, "negative_prompt": negative_prompt}
+        _check_kind(texts, str, "text")
+        _check_kind({"start": start}, np.ndarray | str | Path, "frames uint8 [t h w 3], or the path of a file")
+        _check_kind({"actions": actions}, np.ndarray | str | Path | ActionSource, "a mode, a file, or an array [t a]")
         frames, tokens, notices = self._given(start, num_context_frames)
         plan = plan_of(
             self.rollout,
@@ -219,7 +224,7 @@ class VideoModel(ABC):
             context_px=frames.shape[1],
             trained=self._trained,
         )
-        for what, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+        for what, text in texts.items():
             if text is not None and self.text_encoder is None:
                 raise ConfigError(f"{what} is given, but these weights were trained without text. Leave out `{what}`.")
         live = actions if isinstance(actions, ActionSource) else None
@@ -268,6 +273,12 @@ class VideoModel(ABC):
         frames = frames if frames.ndim == 5 else frames[None]
         if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[-1] != 3:
             raise ConfigError(f"a start of {frames.dtype} {frames.shape}; expected uint8 [t h w 3]. Change `input`.")
+        views = self.spec.data.get("view_names") or [""] * len(frames)
+        if len(frames) > len(views) or min(frames.shape[2:4]) < 1:
+            raise ConfigError(
+                f"a start of {list(frames.shape)}; expected [v t h w 3] with pixels and no more views than these "
+                f"weights show ({len(views)}). Change `input` or `ckpt`."
+            )
         found = frames.shape[2:4]
         if found == (height, width):
             return frames, []
@@ -283,6 +294,23 @@ class VideoModel(ABC):
         if self.text_encoder is None:
             return {}
         return {name: value.to(self.device) for name, value in self.text_encoder(captions).items()}
+
+
+def _check_count(key: str, value: Any, *, optional: bool) -> None:
+    """Raises ConfigError unless a value is a whole number from 0 on (1 for samples)."""
+    least = {"num_samples": 1}.get(key, 0)
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ConfigError(f"{key} is {value!r}; expected a whole number. Change `{key}`.")
+    if key in ("num_samples", "seed") and value < least:
+        raise ConfigError(f"{key} is {value}; expected {least} or more. Change `{key}`.")
+
+
+def _check_kind(given: Mapping[str, Any], kind: Any, what: str) -> None:
+    for key, value in given.items():
+        if value is not None and not isinstance(value, kind):
+            raise ConfigError(f"{key} is a {type(value).__name__}; expected {what}. Change `{key}`.")
 
 
 def with_given(chunk: VideoChunk, start: Frames) -> VideoChunk:

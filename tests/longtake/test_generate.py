@@ -288,6 +288,33 @@ def test_what_the_weights_were_not_trained_for_is_refused(model: VideoModel) -> 
             model.generate(**{"num_frames": 21, **arguments}).video()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"num_frames": "9"}, "num_frames is '9'"),
+        ({"num_frames": 9.5}, "num_frames is 9.5"),
+        ({"num_context_frames": 1.5}, "num_context_frames is 1.5"),
+        ({"num_samples": True}, "num_samples is True"),
+        ({"seed": "a"}, "seed is 'a'"),
+        ({"seed": -1}, "seed is -1"),
+        ({"prompt": ["a"]}, "prompt is a list"),
+        ({"negative_prompt": 5}, "negative_prompt is a int"),
+        ({"actions": [1, 2]}, "actions is a list"),
+        ({"start": [1, 2]}, "start is a list"),
+        ({"start": np.zeros((1, 0, 16, 3), np.uint8)}, "a start of"),
+    ],
+)
+def test_arguments_of_another_type_are_named(model: VideoModel, wrong: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        model.generate(**{"num_frames": 9, **wrong})
+
+
+def test_more_views_than_the_weights_show_are_refused(model: VideoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(model.spec.data, "view_names", ["main"])
+    with pytest.raises(ConfigError, match=r"no more views than these weights show \(1\)"):
+        model.generate(num_frames=21, start=np.zeros((2, 9, 16, 16, 3), np.uint8))
+
+
 def test_bfloat16_is_close_to_float32(run_folder: Path) -> None:
     plain, low = (longtake.load(run_folder, trust=TRUST) for _ in range(2))
     low.precision = "bfloat16"
