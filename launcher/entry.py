@@ -102,7 +102,7 @@ def _run_job(task: Task, cfg: DictConfig, stamp: str) -> int:
         if HydraConfig.initialized():  # not so with --experimental-rerun
             now = HydraConfig.get()
             logger.info("job %s: %s", now.job.num, " ".join(now.overrides.task))
-            check_choices(now.runtime.choices, now.job.config_name, now.overrides.task)
+            check_choices(now.runtime.choices, now.job.config_name or "", now.overrides.task)
             finish(cfg, now.runtime.choices, now.overrides.task)
             if "run" in cfg:
                 cfg.run.id = f"{cfg.run.id or f'{cfg.run.experiment}-{stamp}'}-{now.job.num}"
