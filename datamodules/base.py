@@ -307,9 +307,9 @@ class ClipsDataModule(L.LightningDataModule):
         batches = ResampledBatches(
             paths, data[0], self.streams.num_frames[0], self.batch_size, shard, self.seed, self.shuffle_buffer
         )
-        import webdataset as wds
+        from webdataset.pipeline import DataPipeline
 
-        return lambda: wds.DataPipeline(batches)
+        return lambda: DataPipeline(batches)
 
     def _make_loader(self, pipeline: Any, ledger: BadSampleLedger, length: int | None = None) -> Any:
         options = dict(self._loader_options)

@@ -227,7 +227,7 @@ class VideoModel(ABC):
         for what, text in texts.items():
             if text is not None and self.text_encoder is None:
                 raise ConfigError(f"{what} is given, but these weights were trained without text. Leave out `{what}`.")
-        live = actions if isinstance(actions, ActionSource) else None
+        live, told = (actions, None) if isinstance(actions, ActionSource) else (None, actions)
         if live is not None and self.rollout.kind != "memory":
             raise ConfigError(
                 f"actions come while the video is made, and rollout={self.rollout.kind} needs all of them before; "
@@ -236,7 +236,7 @@ class VideoModel(ABC):
         return Request(
             plan=plan,
             start=frames[:, frames.shape[1] - plan.start_px :],
-            actions=None if live is not None else self._actions(actions, plan.num_frames_px, f"{seed}/{name}"),
+            actions=self._actions(told, plan.num_frames_px, f"{seed}/{name}"),
             prompt=prompt,
             negative_prompt=negative_prompt,
             names=tuple(f"{name}#{sample}" for sample in range(num_samples)),

@@ -231,12 +231,16 @@ def collate(fields: list[Fields]) -> Clip:
             batch[name] = [value or "" for value in values]
         elif name == "key":
             batch[name] = values
-        elif name in ("control", "control_mask"):
-            batch[name] = {kind: torch.stack([value[kind] for value in values]) for kind in values[0]}
-        elif any(value is None for value in values):
-            without = [item["key"] for item, value in zip(fields, values, strict=True) if value is None]
-            raise BadSampleError(f"has no {name}, which other samples of its batch have: {', '.join(without)}")
         else:
-            is_tensor = isinstance(values[0], Tensor)
-            batch[name] = torch.stack(values) if is_tensor else torch.from_numpy(np.stack(values))
+            batch[name] = _stacked(name, values, [item["key"] for item in fields])
     return Clip(**batch)
+
+
+def _stacked(name: str, values: list[Any], keys: list[str]) -> Any:
+    """Returns one field of a batch: tensors, arrays, or dicts of tensors, stacked."""
+    without = [key for key, value in zip(keys, values, strict=True) if value is None]
+    if without:
+        raise BadSampleError(f"has no {name}, which other samples of its batch have: {', '.join(without)}")
+    if isinstance(values[0], dict):
+        return {kind: torch.stack([value[kind] for value in values]) for kind in values[0]}
+    return torch.stack(values) if isinstance(values[0], Tensor) else torch.from_numpy(np.stack(values))

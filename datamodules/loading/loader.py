@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import webdataset as wds
 from torch.utils.data import DataLoader
+from webdataset.pipeline import DataPipeline
 
 from datamodules.loading.bad_samples import BadSampleLedger
 from datamodules.loading.pipeline import Delivery
 from longtake.errors import DataError
 from longtake.types import Clip
 
-PipelineMaker = Callable[[], wds.DataPipeline]
+PipelineMaker = Callable[[], DataPipeline]
 
 
 class ClipLoader:
@@ -58,7 +58,9 @@ class ClipLoader:
 
     def __iter__(self) -> Iterator[Clip]:
         """Yields batches. Raises DataError for a failure in a worker or for too many bad samples."""
-        batches = iter(DataLoader(self.make_pipeline(), collate_fn=Delivery.packed, **self._options))
+        pipeline: Any = self.make_pipeline()  # torch's types know neither webdataset's pipelines nor unbound methods
+        packed_whole: Any = Delivery.packed
+        batches = iter(DataLoader(pipeline, collate_fn=packed_whole, **self._options))
         while True:
             begin = time.perf_counter()
             packed = next(batches, None)

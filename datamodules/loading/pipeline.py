@@ -11,8 +11,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-import webdataset as wds
 from torch.utils.data import get_worker_info
+from webdataset.filters import shuffle
+from webdataset.pipeline import DataPipeline
+from webdataset.shardlists import ResampledShards
+from webdataset.tariterators import tarfile_to_samples
 
 from datamodules.loading.bad_samples import BadSample
 from datamodules.loading.decoding import Decoder, Draws, Fields, Window, collate
@@ -232,10 +235,10 @@ class ResampledBatches:
             bad.append(BadSample("?", str(error.args[-1] if error.args else "?"), f"{type(error).__name__}: {error}"))
             return True
 
-        samples = wds.DataPipeline(
-            wds.ResampledShards(self.urls, seed=seed, worker_seed=lambda: seed, deterministic=True),
-            wds.tarfile_to_samples(handler=note),
-            wds.shuffle(self.buffer, initial=self.buffer, seed=seed),
+        samples = DataPipeline(
+            ResampledShards(self.urls, seed=seed, worker_seed=lambda: seed, deterministic=True),
+            tarfile_to_samples(handler=note),
+            shuffle(self.buffer, initial=self.buffer, seed=seed),
         )
         batch: list[Fields] = []
         drawn = 0
@@ -259,14 +262,14 @@ class ResampledBatches:
         return {**fields, "key": sample.key, "position": number * self.shard.size + self.shard.rank}
 
 
-def planned(positions: PlannedPositions, data: list[SplitData]) -> wds.DataPipeline:
+def planned(positions: PlannedPositions, data: list[SplitData]) -> DataPipeline:
     """Returns the training pipeline: endless, in plan order."""
-    return wds.DataPipeline(positions, DecodePlanned(positions.plan, data))
+    return DataPipeline(positions, DecodePlanned(positions.plan, data))
 
 
-def fixed(positions: FixedPositions, data: SplitData, num_frames: int) -> wds.DataPipeline:
+def fixed(positions: FixedPositions, data: SplitData, num_frames: int) -> DataPipeline:
     """Returns the validation pipeline: finite, the same samples every time."""
-    return wds.DataPipeline(positions, DecodeFixed(data, num_frames))
+    return DataPipeline(positions, DecodeFixed(data, num_frames))
 
 
 def clip_filling(clip: Clip) -> torch.Tensor:

@@ -8,16 +8,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 from datamodules.latents import LatentsDataModule
+from datamodules.loading.decoding import collate
 from datamodules.loading.pipeline import Shard
 from datamodules.shards import DATASET_FILE, DatasetInfo, index_path
 from datamodules.tokens import TokensDataModule
 from datamodules.video import VideoDataModule
-from longtake.errors import ConfigError, DataError
+from longtake.errors import BadSampleError, ConfigError, DataError
 from tests.datamodules.toy_set import TOKENS, damage, make_toy_set, npy, toy_info, toy_members
 
 
@@ -264,3 +266,10 @@ def test_dataset_json_comes_back_as_it_was(tmp_path: Path) -> None:
     assert info.hours("train") == pytest.approx(40 * 9 / (35 / 3) / 3600)
     with pytest.raises(ConfigError, match="expected one of: train, val"):
         info.split("tarin")
+
+
+@pytest.mark.parametrize("field", ["actions", "control"])
+def test_a_batch_in_which_one_sample_lacks_a_field_says_which(field: str) -> None:
+    whole = {"key": "a", "actions": np.zeros((5, 2)), "control": {"depth": torch.zeros(1, 5, 1, 4, 4)}}
+    with pytest.raises(BadSampleError, match=f"has no {field}, which other samples of its batch have: b"):
+        collate([whole, {**whole, "key": "b", field: None}])
