@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -28,6 +29,7 @@ from longtake.truth import TrueFrames, Truth
 
 _LATE_FRAMES = 81  # at the end of a long rollout, where a collapse would show
 _MIB = 1 << 20
+_RATIOS = {"sharpness_ratio": "sharpness", "frame_change_ratio": "frame_change"}
 
 
 @dataclass
@@ -40,9 +42,12 @@ class SampleReport:
     seconds: float = 0.0
     num_frames: list[int] = field(default_factory=list)
     resident_mib: list[float] = field(default_factory=list)
+    off_colours: list[Tensor] = field(default_factory=list)
 
-    def add(self, chunk: int, num_frames: int, values: Mapping[str, float]) -> None:
-        """Notes the figures of a chunk of `num_frames` predicted frames."""
+    def add(self, chunk: int, num_frames: int, values: Mapping[str, float], off_colour: Tensor | None = None) -> None:
+        """Notes the figures of a chunk of `num_frames` predicted frames, and how far its mean colours are off [v c]."""
+        if off_colour is not None:
+            self.off_colours.append(off_colour)
         self.chunks.append(chunk)
         self.num_frames.append(num_frames)
         for name, value in values.items():
@@ -64,19 +69,28 @@ class SampleReport:
         return {**means, "seconds_per_chunk": self.seconds / max(1, len(self.chunks))}
 
     def _looks(self, prefix: str, first: int) -> dict[str, float]:
-        """Returns sharpness and change over those of the truth, and the distance of mean colours, from a chunk on."""
+        """Returns sharpness and change, beside and over those of the truth, from a chunk on.
+
+        At the end also how far colours are off, in the worst channel: the distance of mean colours chunk by chunk, and
+        the drift, that between the mean colours of all these frames.
+        """
         if not self.chunks or len(self.per_chunk.get("true_sharpness", ())) < len(self.chunks):
             return {}  # there is no truth, or it ends before the video does
 
         def mean(name: str) -> float:
             return float(np.mean(self.per_chunk[name][first:]))
 
-        colour = {f"{prefix}mean_colour_distance": mean("mean_colour_distance")} if prefix else {}
-        return {
-            f"{prefix}sharpness_ratio": mean("sharpness") / max(1e-6, mean("true_sharpness")),
-            f"{prefix}frame_change_ratio": mean("frame_change") / max(1e-6, mean("true_frame_change")),
-            **colour,
-        }
+        looks = {}
+        for ratio, name in _RATIOS.items():
+            looks |= {f"{prefix}{name}": mean(name), f"{prefix}true_{name}": mean(f"true_{name}")}
+            looks[f"{prefix}{ratio}"] = _ratio(looks[f"{prefix}{name}"], looks[f"{prefix}true_{name}"])
+        if prefix:
+            weights = torch.tensor(self.num_frames[first:], dtype=torch.float64)
+            off = torch.stack(self.off_colours[first:])
+            drift = (off * (weights / weights.sum())[:, None, None]).sum(0).abs().amax(1)
+            looks[f"{prefix}mean_colour_distance"] = mean("mean_colour_distance")
+            looks[f"{prefix}colour_drift"] = _mean(drift)
+        return looks
 
     def to_json(self) -> dict[str, Any]:
         """Returns {"metrics", "per_chunk"}, plain JSON."""
@@ -137,7 +151,8 @@ def write_rollout(
                 report.seconds += seconds / len(reports)
                 if chunk.num_given < chunk.frames.shape[2]:
                     figures = _figures(chunk, before, sample, true, last_given, names)
-                    report.add(chunk.index, chunk.frames.shape[2] - chunk.num_given, figures)
+                    off_colour = _off_colour(chunk, sample, true)
+                    report.add(chunk.index, chunk.frames.shape[2] - chunk.num_given, figures, off_colour)
             before = chunk
     for own in files:
         own.finish()
@@ -151,6 +166,11 @@ def summary(reports: Sequence[SampleReport], provenance: Mapping[str, Any]) -> d
     metrics = [report.metrics() for report in reports]
     names = list(dict.fromkeys(name for row in metrics for name in row))
     means = {name: float(np.mean([row[name] for row in metrics if name in row])) for name in names}
+    for prefix, (ratio, figure) in itertools.product(("", "late_"), _RATIOS.items()):
+        told = [row for row in metrics if f"{prefix}{ratio}" in row]
+        if told:  # of means: the ratio of one video whose truth is a bare wall says nothing
+            own, true = (sum(row[f"{prefix}{part}{figure}"] for row in told) for part in ("", "true_"))
+            means[f"{prefix}{ratio}"] = _ratio(own, true)
     by_chunk: dict[int, dict[str, list[float]]] = {}
     for report in reports:
         for name, values in report.per_chunk.items():
@@ -239,9 +259,23 @@ def _figures(
     return values
 
 
+def _off_colour(chunk: VideoChunk, sample: int, true: TrueFrames | None) -> Tensor | None:
+    """Returns the mean colours of the predicted frames less those of the truth, [v c]; None without a truth."""
+    given = chunk.num_given
+    if true is None or true.frames.shape[1] <= given:
+        return None
+    frames = unit_frames(true.frames[:, given:])
+    pred = unit_frames(chunk.frames[sample][:, given:])[:, : frames.shape[1]]
+    return mean_colour(pred) - mean_colour(frames)
+
+
 def _after(earlier: np.ndarray | None, frames: Tensor) -> Tensor:
     """Returns frames [b t c h w] behind the one before them, uint8 [b 1 h w c], if there is one."""
     return frames if earlier is None else torch.cat([unit_frames(earlier), frames], dim=1)
+
+
+def _ratio(value: float, true: float) -> float:
+    return value / max(1e-6, true)
 
 
 def _mean(values: Tensor) -> float:

@@ -83,6 +83,26 @@ def test_the_looks_of_a_long_video_are_told_of_its_end(tmp_path: Path) -> None:
     assert "late_frame_change_ratio" not in short.metrics()
 
 
+def test_drift_is_of_the_mean_colour_of_the_whole_end(tmp_path: Path) -> None:
+    """Chunks that are off by turns, up and down, are 0.2 away each, and do not drift."""
+    levels = [0.5] * 9 + [0.7 if chunk % 2 else 0.3 for chunk in range(10) for _ in range(12)]
+    (report,) = write(grey(levels), grey([0.5] * 129)[0], tmp_path, only_eval=True)
+    metrics = report.metrics()
+    assert metrics["late_mean_colour_distance"] == pytest.approx(0.2, abs=0.005)
+    assert metrics["late_colour_drift"] == pytest.approx(0.2 / 7, abs=0.005)  # 4 of the last 7 chunks against 3
+
+
+def test_ratios_of_a_run_are_of_means(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sharp = rng.integers(0, 255, (1, 1, 21, 16, 16, 3), np.uint8)
+    flat = (127 + (sharp.astype(int) - 127) // 20).astype(np.uint8)
+    reports = [
+        write(video, truth[0], tmp_path / name, only_eval=True)[0]
+        for name, video, truth in (("a", sharp, sharp), ("b", sharp, flat))
+    ]
+    assert summary(reports, {})["metrics"]["sharpness_ratio"] == pytest.approx(2 / 1.05, abs=0.05)  # not (1 + 20) / 2
+
+
 def test_truth_may_be_shorter_than_the_video(tmp_path: Path) -> None:
     (report,) = write(grey([0.5] * 45), grey([0.5] * 26)[0], tmp_path, only_eval=True)
     assert report.chunks == [1, 2, 3]
