@@ -16,7 +16,7 @@ from longtake.errors import ConfigError
 from longtake.pretrained.weights_file import write_weights
 from longtake.types import Clip
 from tests.first_stage import NODE, random_network, random_video
-from tests.lightning_modules.test_video_tokenizer import VIDEO, fit, root
+from tests.lightning_modules.tokenizer_fit import VIDEO, fit, root
 
 __all__ = ["root"]  # a fixture
 

@@ -16,7 +16,7 @@ from longtake.types import Clip
 from tests.first_stage import NODE, random_video
 from tests.lightning_modules.tokenizer_fit import VIDEO, fit, root
 
-__all__ = ["VIDEO", "fit", "root"]  # root is a fixture
+__all__ = ["root"]  # a fixture
 
 
 def module(**changes: Any) -> ContinuousTokenizer:
