@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -15,6 +15,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 
 from longtake.errors import ConfigError
 from longtake.media.grid import contact_sheet, side_by_side, vstack
@@ -22,9 +23,11 @@ from longtake.media.write import VideoWriter, save_image
 from longtake.metrics.frames import psnr, unit_frames
 from longtake.rollout.plan import RolloutPlan
 from longtake.streaming import VideoChunk
-from longtake.types import Clip
+from longtake.types import Clip, joined
 
 logger = logging.getLogger("longtake")
+
+_MOST_BATCHES = 64  # of validation, that are looked through for clips
 
 
 class RollsOut(Protocol):
@@ -44,7 +47,7 @@ class RollsOut(Protocol):
 
 
 class VideoGrid(Callback):
-    """Rolls out from the first validation clips and writes `step_*/grid.mp4` and `grid.png`.
+    """Rolls out from validation clips, spread over the set, and writes `step_*/grid.mp4` and `grid.png`.
 
     Every rank rolls out, because a sharded network needs all of them; global rank 0 writes what it made.
 
@@ -90,7 +93,7 @@ class VideoGrid(Callback):
     def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not cast(RollsOut, pl_module).can_show:
             return
-        clips = self._clips or self._first_clips(trainer)
+        clips = self._clips or self._spread_clips(trainer)
         if clips is None:
             return
         self._clips = clips
@@ -105,16 +108,26 @@ class VideoGrid(Callback):
             self._write(trainer, cast(RollsOut, pl_module), plan, truth, rolled, clips.key)
             logger.info("sample video: %s (%.1f s)", self.last, time.perf_counter() - begin)
 
-    def _first_clips(self, trainer: Trainer) -> Clip | None:
-        """Returns the first real clips of validation; the same ones every time, and in every run."""
+    def _spread_clips(self, trainer: Trainer) -> Clip | None:
+        """Returns real clips of validation batches at even distances; the same ones every time, and in every run.
+
+        Neighbours in a set often show the same place. Clips of another shape than the first are left out.
+        """
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if data is None:
             return None
-        for batch in data.val_dataloader():
+        counts = [int(count) for count in trainer.num_val_batches if count != float("inf")]
+        count = min(counts[0], _MOST_BATCHES) if counts and counts[0] else 1
+        wanted = sorted({index * count // self.num_samples for index in range(self.num_samples)})
+        of_each = -(-self.num_samples // len(wanted))
+        parts: list[Clip] = []
+        for index, batch in enumerate(data.val_dataloader()):
+            if index > wanted[-1] and parts:
+                break
             real = range(len(batch)) if batch.frame_mask is None else batch.frame_mask.any(1).nonzero()[:, 0].tolist()
-            if len(real):
-                return taken(batch, list(real)[: self.num_samples])
-        return None
+            if len(real) and (index in wanted or index > wanted[-1]):
+                parts.append(taken(batch, list(real)[:of_each]))
+        return taken(alike(parts), list(range(self.num_samples))) if parts else None
 
     def _rolled(self, module: RollsOut, clips: Clip) -> tuple[RolloutPlan, np.ndarray, np.ndarray]:
         """Returns the plan, and true and generated frames, uint8 [b v t h w c]."""
@@ -152,8 +165,27 @@ class VideoGrid(Callback):
                 sink.experiment.add_image("val/rollout", sheet, step, dataformats="HWC")
 
 
+def alike(parts: Sequence[Clip]) -> Clip:
+    """Returns the clips of all parts that have the fields and shapes of the first, as one batch."""
+
+    def shapes(part: Clip) -> dict[str, Any]:
+        tensors = {name: value for name, value in vars(part).items() if isinstance(value, Tensor)}
+        inner = {name: value for name, value in vars(part).items() if isinstance(value, dict)}
+        named = {f"{name}.{kind}": value for name, group in inner.items() for kind, value in group.items()}
+        return {name: value.shape[1:] for name, value in (tensors | named).items()}
+
+    same = [part for part in parts if shapes(part) == shapes(parts[0])]
+    fields: dict[str, Any] = {}
+    for name in vars(parts[0]):
+        values = [value for part in same if (value := getattr(part, name)) is not None]
+        lists = values and isinstance(values[0], list)
+        fields[name] = [item for value in values for item in value] if lists else joined(values, dim=0)
+    return Clip(**fields)
+
+
 def taken(batch: Clip, rows: list[int]) -> Clip:
-    """Returns some clips of a batch."""
+    """Returns some clips of a batch; rows past its end are left out."""
+    rows = [row for row in rows if row < len(batch)]
     part = batch.map(lambda tensor: tensor[rows])
     captions = None if batch.captions is None else [batch.captions[row] for row in rows]
     return dataclasses.replace(part, key=[batch.key[row] for row in rows], captions=captions)

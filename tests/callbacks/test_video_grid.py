@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks.ema import EMA
-from callbacks.video_grid import VideoGrid, chunk_psnr, make_grid, make_sheet, taken
+from callbacks.video_grid import VideoGrid, alike, chunk_psnr, make_grid, make_sheet, taken
 from longtake.errors import ConfigError
 from longtake.media.read import probe_video
 from longtake.rollout.plan import TrainedFor, plan_rollout
@@ -84,6 +84,20 @@ def test_psnr_by_chunk_leaves_out_what_was_given() -> None:
     rolled[:, :, 9:] = 151  # an error of 0.2
     found = chunk_psnr(truth, rolled, plan)
     assert found == pytest.approx({"val/rollout/psnr@chunk00": 100, "val/rollout/psnr@chunk01": 13.98}, abs=0.01)
+
+
+def test_clips_are_spread_over_the_set(tmp_path: Path) -> None:
+    """Of 7 validation clips, one a batch, and one that only fills up; and of fewer than are wanted, all there are."""
+    for val_clips, expected in ((7, ["0", "2", "5"]), (2, ["0", "1"])):
+        grid = grid_of(tmp_path / str(val_clips), 1, num_samples=3)
+        fit_tiny(make_module(), tmp_path, 1, grid, data=make_data(val_clips=val_clips), limit_val_batches=1.0)
+        assert grid._clips is not None
+        assert [key[-1] for key in grid._clips.key] == expected
+
+
+def test_clips_of_another_shape_are_left_out() -> None:
+    long, short = make_data().batch([1, 2]), make_data(num_frames=9).batch([3])
+    assert alike([long, short, make_data().batch([4])]).key == ["clip-1", "clip-2", "clip-4"]
 
 
 def test_some_clips_of_a_batch() -> None:
