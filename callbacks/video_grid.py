@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from lightning import LightningModule, Trainer
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
@@ -116,12 +117,13 @@ class VideoGrid(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if data is None:
             return None
-        counts = [int(count) for count in trainer.num_val_batches if count != float("inf")]
-        count = min(counts[0], _MOST_BATCHES) if counts and counts[0] else 1
+        batches = data.val_dataloader()
+        count = sized_len(batches)  # of the whole set, whatever `limit_val_batches` says
+        count = min(count, _MOST_BATCHES) if count else 1
         wanted = sorted({index * count // self.num_samples for index in range(self.num_samples)})
         of_each = -(-self.num_samples // len(wanted))
         parts: list[Clip] = []
-        for index, batch in enumerate(data.val_dataloader()):
+        for index, batch in enumerate(batches):
             if index > wanted[-1] and parts:
                 break
             real = range(len(batch)) if batch.frame_mask is None else batch.frame_mask.any(1).nonzero()[:, 0].tolist()
