@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from longtake.encoders.text import ids_in
 from longtake.geometry import covering_latent_frames, pixel_frames
 from longtake.model_spec import ModelSpec, without_folders
 from longtake.optimizers import HIDDEN
+from longtake.pretrained.weights_file import FORMAT, read_header
 from longtake.provenance import commit
 from longtake.rollout.noise import NoiseKey
 from longtake.rollout.plan import TrainedFor
@@ -272,7 +272,8 @@ def words_in(path: Path) -> list[str] | None:
     """Returns the vocabulary that a weights file or a checkpoint was trained with; None where there is none."""
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
-            spec = json.loads((file.metadata() or {}).get("header", "{}"))
+            is_ours = (file.metadata() or {}).get("format") == FORMAT
+        spec = read_header(path, "init_from") if is_ours else {}
     else:
         spec = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("spec", {})
     return ((spec.get("encoder") or {}).get("text") or {}).get("words")

@@ -150,8 +150,7 @@ def write_rollout(
             for sample, report in enumerate(reports):
                 report.seconds += seconds / len(reports)
                 if chunk.num_given < chunk.frames.shape[2]:
-                    figures = _figures(chunk, before, sample, true, last_given, names)
-                    off_colour = _off_colour(chunk, sample, true)
+                    figures, off_colour = _figures(chunk, before, sample, true, last_given, names)
                     report.add(chunk.index, chunk.frames.shape[2] - chunk.num_given, figures, off_colour)
             before = chunk
     for own in files:
@@ -222,9 +221,10 @@ def _figures(
     true: TrueFrames | None,
     last_given: Tensor | None,
     names: Sequence[str],
-) -> dict[str, float]:
-    """Returns the figures of the predicted frames of a chunk; views count as clips of their own. PSNR is also told for
-    each of several views, by their `names`.
+) -> tuple[dict[str, float], Tensor | None]:
+    """Returns the figures of the predicted frames of a chunk, and with a truth their mean colours less its own, [v c].
+
+    Views count as clips of their own; PSNR is also told for each of several views, by their `names`.
 
     The change from frame to frame includes that from the frame before, so that a jump between chunks counts.
     """
@@ -235,17 +235,17 @@ def _figures(
         earlier = before.frames[sample][:, -1:]
     values = {"sharpness": _mean(sharpness(pred)), "frame_change": _mean(change(_after(earlier, pred)))}
     if true is None or true.frames.shape[1] <= given:
-        return values
+        return values, None
     frames, recoded = (unit_frames(part[:, given:]) for part in (true.frames, true.recoded))
     pred = pred[:, : frames.shape[1]]
     true_earlier = true.frames[:, given - 1 : given] if given else true.before
-    psnrs = psnr(pred, frames)
+    psnrs, off_colour = psnr(pred, frames), mean_colour(pred) - mean_colour(frames)
     values |= {
         "psnr_db": _mean(psnrs),
         "ssim": _mean(ssim(pred, frames)),
         "true_sharpness": _mean(sharpness(frames)),
         "true_frame_change": _mean(change(_after(true_earlier, frames))),
-        "mean_colour_distance": _mean((mean_colour(pred) - mean_colour(frames)).abs().amax(1)),
+        "mean_colour_distance": _mean(off_colour.abs().amax(1)),
     }
     values |= {f"psnr_db@{name}": float(value) for name, value in zip(names, psnrs, strict=len(names) > 0)}
     if last_given is not None:
@@ -256,17 +256,7 @@ def _figures(
         values["vae_ceiling_ssim"] = _mean(ssim(recoded, frames))
         values["psnr_to_recoded_db"] = _mean(psnr(pred, recoded))
         values["ssim_to_recoded"] = _mean(ssim(pred, recoded))
-    return values
-
-
-def _off_colour(chunk: VideoChunk, sample: int, true: TrueFrames | None) -> Tensor | None:
-    """Returns the mean colours of the predicted frames less those of the truth, [v c]; None without a truth."""
-    given = chunk.num_given
-    if true is None or true.frames.shape[1] <= given:
-        return None
-    frames = unit_frames(true.frames[:, given:])
-    pred = unit_frames(chunk.frames[sample][:, given:])[:, : frames.shape[1]]
-    return mean_colour(pred) - mean_colour(frames)
+    return values, off_colour
 
 
 def _after(earlier: np.ndarray | None, frames: Tensor) -> Tensor:
